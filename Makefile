@@ -1,0 +1,44 @@
+# `make demo` and `make test` each do all the set-up they need. Needs git, make and Python 3.11 or later.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+RUN    ?= demo_run
+
+.PHONY: help venv demo test lint clean
+
+help:
+	@echo "make demo   fit the bundled image and score the result (about 15 minutes the first time)"
+	@echo "make test   run all tests"
+	@echo "make lint   ruff, mypy and the import layers"
+	@echo "make venv   only the virtual environment in $(VENV)"
+
+venv: $(STAMP)
+
+# torch comes first and alone, by exact version: left to the resolver it may pull gigabytes of device libraries.
+# The stamp is written last, so that an interrupted installation is taken up again and a finished one never repeated.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "qhrtem needs Python 3.11 or later, $(PYTHON) is older: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "the venv module of Python is missing: on Debian or Ubuntu install python3-venv"; exit 2; }
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/qhrtem demo --out $(RUN) --force
+	$(BIN)/python benchmarks/score.py $(RUN)/columns.csv examples/truth/bto_edge_small.npz
+
+# Tests share the cores between processes, so each process keeps to one thread.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_layers.py
+
+clean:
+	rm -rf $(VENV) build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache demo_run

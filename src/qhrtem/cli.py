@@ -1,0 +1,376 @@
+"""The command line: `qhrtem fit`, `demo`, `inspect`, `report`.
+
+Commands import what they need when they run, so that help comes at once. Every expected failure ends with one
+red line on standard error and the exit code of its kind; see `qhrtem.errors`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from qhrtem.errors import Interrupted, PlanError, QhrtemError, QualityError
+from qhrtem.terminal import Progress, print_error, print_warning
+
+if TYPE_CHECKING:
+    from qhrtem.model.micrograph import RawImage
+    from qhrtem.model.twin import Step, Twin
+    from qhrtem.plan import Plan
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+EXIT_USER = 130  # interrupted from the keyboard
+DEMO_PLAN = Path(__file__).parent / "data" / "bto_edge_small.toml"
+
+app = typer.Typer(
+    help="Quantitative HRTEM: from one image of a crystal to its three-dimensional atomic model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Out = Annotated[Path, typer.Option("--out", help="Folder for the results; it must not hold a run yet.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the run that --out already holds.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of every random choice.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Structure = Annotated[Path | None, typer.Option("--structure", help="CIF of the ideal crystal.")]
+Zone = Annotated[str | None, typer.Option("--zone", help="Zone axis, e.g. 1,1,0.")]
+HighTension = Annotated[float | None, typer.Option("--high-tension", help="kV")]
+PixelSize = Annotated[float | None, typer.Option("--pixel-size", help="Å, the file's own where left out.")]
+Dataset = Annotated[str | None, typer.Option(help="Which image, where the file holds several.")]
+Frame = Annotated[int | None, typer.Option(help="Which frame of a series, from 0.")]
+
+
+def explained(command: Callable[P, R]) -> Callable[P, R]:
+    """Let a command end with one red line and the exit code of its error instead of a traceback."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        console = Console(stderr=True)
+        try:
+            return command(*args, **kwargs)
+        except QhrtemError as error:
+            print_error(console, str(error))
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            print_error(console, "stopped from the keyboard; no results were written")
+            raise typer.Exit(EXIT_USER) from error
+
+    return run
+
+
+@app.command()
+@explained
+def fit(
+    source: Annotated[Path, typer.Argument(help="PLAN.toml, or the image itself.", metavar="PLAN|IMAGE")],
+    out: Out,
+    force: Force = False,
+    seed: Seed = None,
+    device: Device = None,
+    structure: Structure = None,
+    zone: Zone = None,
+    high_tension: HighTension = None,
+    pixel_size: PixelSize = None,
+    offset: Annotated[float | None, typer.Option(help="Counts without electrons.")] = None,
+    vacuum: Annotated[float | None, typer.Option(help="Mean vacuum level, counts.")] = None,
+    gain: Annotated[float | None, typer.Option(help="Counts per electron.")] = None,
+    c3: Annotated[float | None, typer.Option(help="µm, negative for negative-C3 imaging.")] = None,
+    dataset: Dataset = None,
+    frame: Frame = None,
+) -> None:
+    """Fit a three-dimensional model to one image. Options override the plan."""
+    asked: dict[str, dict[str, Any]] = {
+        "image": {
+            "pixel_size_A": pixel_size,
+            "offset_counts": offset,
+            "vacuum_counts": vacuum,
+            "gain_counts_per_electron": gain,
+            "dataset": dataset,
+            "frame": frame,
+        },
+        "microscope": {"high_tension_kV": high_tension, "c3_um": c3},
+        "structure": {"path": structure, "zone_axis": _direction(zone)},
+        "run": {"seed": seed, "device": device},
+    }
+    run_fit(_plan(source, asked), out, force)
+
+
+@app.command()
+@explained
+def demo(out: Out = Path("demo_run"), force: Force = False, seed: Seed = None, device: Device = None) -> None:
+    """Fit the bundled example: a calculated image of BaTiO3 along [110]."""
+    run_fit(_plan(DEMO_PLAN, {"run": {"seed": seed, "device": device}}), out, force)
+
+
+@app.command()
+@explained
+def inspect(
+    image: Annotated[Path, typer.Argument(help="The image, or a PLAN.toml that names it.")],
+    structure: Structure = None,
+    zone: Zone = None,
+    high_tension: HighTension = None,
+    pixel_size: PixelSize = None,
+    dataset: Dataset = None,
+    frame: Frame = None,
+) -> None:
+    """Show what a file holds before fitting: facts, vacuum and, given the crystal, its lattice."""
+    from qhrtem.io.micrograph import read_image
+
+    console = Console()
+    plan = None
+    chosen = {"pixel_size_A": pixel_size, "dataset": dataset, "frame": frame}
+    crystal = {"path": structure, "zone_axis": _direction(zone)}
+    if _is_plan(image) or None not in (structure, zone, high_tension):
+        lens = {"high_tension_kV": high_tension}
+        plan = _plan(image, {"image": chosen, "microscope": lens, "structure": crystal})
+        raw = _read(plan)
+    else:
+        raw = read_image(image, dataset, frame)
+    console.print(_facts(raw))
+    if plan is None:
+        print_warning(console, "give --structure, --zone and --high-tension to register the crystal lattice")
+        return
+    console.print(_lattice(plan, raw))
+
+
+@app.command()
+@explained
+def report(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
+    """Write the report and the figures of a finished run anew."""
+    from qhrtem.io.twin import read_twin
+    from qhrtem.run.folder import open_run
+
+    folder = open_run(run)
+    twin = read_twin(folder.path)
+    _write_report(twin, folder.path)
+    Console().print(f"{folder.path / 'report.html'}", soft_wrap=True, highlight=False)
+    _require_passed(twin, folder.path)
+
+
+def run_fit(plan: Plan, out: Path, force: bool = False) -> Twin:
+    """Fit what a plan asks for and leave a run folder; the terminal shows how it goes.
+
+    Inputs are read and the folder is checked before anything is written. A failure removes what was begun, an
+    interruption keeps plan and journal. Raises QualityError, after the report, where no numbers are claimed.
+    """
+    from qhrtem.plan import dump_plan
+    from qhrtem.run.folder import check_free, create_run
+    from qhrtem.run.journal import Journal
+    from qhrtem.specimen.crystal import read_cif
+
+    check_free(out, force)
+    raw, crystal = _read(plan), read_cif(plan.structure.path)
+
+    # The numerics take seconds to import: after the inputs are known to be good, before anything is written.
+    from qhrtem.io.twin import write_results
+    from qhrtem.stages.pipeline import fit_image
+
+    folder = create_run(out, force)
+    console = Console()
+    try:
+        folder.write_plan(dump_plan(plan))
+        with Journal(folder.journal) as journal, Progress(console) as progress, _terminable():
+
+            def on_step(step: Step) -> None:
+                journal.append(_record(step))
+                progress(step)
+
+            twin = fit_image(plan, raw, crystal, on_step)
+        with folder.publishing() as staging:
+            write_results(twin, staging)
+            _write_report(twin, staging)
+    except QhrtemError as error:
+        if not isinstance(error, Interrupted):
+            folder.discard()
+        raise
+    _summary(console, twin, folder.path)
+    _require_passed(twin, folder.path)
+    return twin
+
+
+def _write_report(twin: Twin, folder: Path) -> None:
+    """Draw the figures once, for their own files and for the page."""
+    from qhrtem.report.figures import figures_of, save_figures
+    from qhrtem.report.page import write_report
+
+    figures = figures_of(twin)
+    save_figures(twin, folder / "figures", figures)
+    write_report(twin, folder, figures)
+
+
+def _read(plan: Plan) -> RawImage:
+    from qhrtem.io.micrograph import read_image
+
+    return read_image(plan.image.path, plan.image.dataset, plan.image.frame)
+
+
+def _is_plan(source: Path) -> bool:
+    return source.suffix.lower() == ".toml"
+
+
+def _plan(source: Path, asked: dict[str, dict[str, Any]]) -> Plan:
+    """Return the plan in a file, or of an image, with the options that were given laid over it."""
+    from qhrtem.plan import load_plan, plan_from_tables
+
+    given = {name: {k: v for k, v in table.items() if v is not None} for name, table in asked.items()}
+    if _is_plan(source):
+        return load_plan(source, given)
+    missing = [
+        option
+        for option, table, key in (
+            ("--structure X.cif", "structure", "path"),
+            ("--zone 1,1,0", "structure", "zone_axis"),
+            ("--high-tension 300", "microscope", "high_tension_kV"),
+        )
+        if key not in given[table]
+    ]
+    if missing:
+        raise PlanError(f"{source}: to fit an image without a plan, give also {' and '.join(missing)}")
+    given["image"]["path"] = source
+    return plan_from_tables(given)
+
+
+def _direction(text: str | None) -> list[int] | None:
+    """Return a zone axis written as 1,1,0 or 1 1 0."""
+    if text is None:
+        return None
+    try:
+        indices = [int(part) for part in text.strip("[]() ").replace(",", " ").split()]
+    except ValueError:
+        indices = []
+    if len(indices) != 3:
+        raise PlanError(f"--zone must be three integers such as 1,1,0 or 1,-1,0, got '{text}'")
+    return indices
+
+
+def _record(step: Step) -> dict[str, Any]:
+    """Return a step as JSON values; a χ² that does not exist yet is null."""
+    return {
+        "stage": step.stage,
+        "iteration": step.iteration,
+        "chi2": float(step.chi2) if math.isfinite(step.chi2) else None,
+        "seconds": round(float(step.seconds), 3),
+        "note": step.note,
+    }
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let a request to end the process (SIGTERM) stop the fit as an interruption that tidies up."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Interrupted(
+            "stopped by the system (SIGTERM); no results were written, plan and journal are kept"
+        )
+
+    try:
+        previous = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # only the main thread may set handlers
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _facts(raw: RawImage) -> Table:
+    """Return a table of what an image file holds."""
+    import numpy as np
+
+    counts = raw.counts
+    low, middle, high = np.percentile(counts, [1, 50, 99])
+    pitch = "not stated; give --pixel-size (Å)"
+    if raw.pixel_size_A is not None:
+        row, col = raw.pixel_size_A
+        pitch = f"{col:.5g} Å" if abs(row / col - 1) < 1e-6 else f"{row:.5g} Å (row), {col:.5g} Å (col)"
+        height, width = counts.shape[0] * row / 10, counts.shape[1] * col / 10
+        pitch += f", field {width:.4g} × {height:.4g} nm (as the file states)"
+    table = Table(title=raw.path, title_justify="left", show_header=False, box=None)
+    table.add_row("image", f"{counts.shape[0]} rows × {counts.shape[1]} columns")
+    table.add_row("pixel size", pitch)
+    table.add_row("counts", f"{counts.min():.6g} to {counts.max():.6g}")
+    table.add_row("mean, deviation", f"{counts.mean():.6g}, {counts.std():.4g}")
+    table.add_row("1 %, 50 %, 99 %", f"{low:.6g}, {middle:.6g}, {high:.6g}")
+    for key, text in (raw.metadata or {}).items():
+        if any(word in key.lower() for word in ("voltage", "beam_energy", "hightension")):
+            table.add_row("file says", f"{key} = {text}")
+    return table
+
+
+def _lattice(plan: Plan, raw: RawImage) -> Table:
+    """Return a table of vacuum, noise and the registered lattice.
+
+    Raises PlanError where no pixel size is known, InputError where the lattice is not found.
+    """
+    from qhrtem.calibrate.intensity import normalise
+    from qhrtem.calibrate.lattice import register
+    from qhrtem.specimen.crystal import project, read_cif
+
+    stated = raw.pixel_size_A
+    pixel = plan.image.pixel_size_A or (math.sqrt(stated[0] * stated[1]) if stated else None)
+    if pixel is None:
+        raise PlanError(f"{raw.path}: the file states no pixel size; give pixel_size_A or --pixel-size (Å)")
+    projection = project(read_cif(plan.structure.path), plan.structure.zone_axis)
+    micrograph = normalise(raw, plan.image, pixel)
+    found = register(micrograph.intensity, micrograph.valid, pixel, projection, raw.path)
+    table = Table(show_header=False, box=None)
+    table.add_row("dose", f"{micrograph.electrons_per_pixel:.4g} electrons per pixel of vacuum")
+    table.add_row("readout noise", f"{math.sqrt(micrograph.readout_variance):.2g} of the vacuum level")
+    table.add_row("vacuum level", f"known to {100 * micrograph.scale_sigma:.2g} %")
+    table.add_row("unusable pixels", str(int((~micrograph.valid).sum())))
+    table.add_row("lattice", f"pixel size {found.pixel_size_A:.5f} Å (stated {pixel:.5f} Å)")
+    table.add_row("", f"rotated by {found.rotation_deg:.2f}°, distorted by {100 * found.shear:.2g} %")
+    table.add_row("", f"reflections {found.evidence:.3g} times above the background")
+    table.add_row("crystal", f"{100 * found.crystal.mean():.0f} % of the image")
+    for note in micrograph.notes:
+        table.add_row("assumed", note)
+    return table
+
+
+def _summary(console: Console, twin: Twin, folder: Path) -> None:
+    """Say in a few lines what came out and where it is."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    inside = twin.columns.inside
+    table.add_row("χ² crystal", f"{twin.chi2_crystal:.3f}")
+    if twin.passed:
+        atoms = ", ".join(
+            f"{int(n)} {e}"
+            for e, n in zip(twin.columns.elements, twin.columns.counts[inside].sum(0), strict=True)
+        )
+        table.add_row("columns", f"{int(inside.sum())} ({atoms})")
+    for gate in twin.gates:
+        mark = "[green]held[/]" if gate.passed else "[red]failed[/]"
+        table.add_row(f"gate {gate.name}", f"{mark}  {gate.value:.4g} (limit {gate.limit:.4g})")
+    table.add_row("report", str(folder / "report.html"))
+    console.print(table)
+
+
+def _require_passed(twin: Twin, folder: Path) -> None:
+    if not twin.passed:
+        failed = "; ".join(
+            f"{g.name} {g.value:.4g} (limit {g.limit:.4g})" for g in twin.gates if not g.passed
+        )
+        raise QualityError(
+            f"{folder}: the model does not describe the image well enough, no atoms are claimed: {failed}; "
+            "report.html shows where it fails"
+        )
+
+
+def main() -> None:
+    """Run the command line; the process ends with the exit codes of `qhrtem.errors`."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(EXIT_USER)

@@ -1,0 +1,35 @@
+"""Micrograph: a measured image on the absolute scale where vacuum is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class RawImage:
+    """An image as its file holds it, with what the file says about it."""
+
+    counts: NDArray[np.float64]  # [row, col], detector counts
+    path: str  # where it came from, for messages and provenance
+    pixel_size_A: tuple[float, float] | None = None  # (row, col) pitch stated by the file
+    metadata: dict[str, str] | None = None  # flat, as stated by the file; never trusted
+
+
+@dataclass(frozen=True)
+class Micrograph:
+    """A normalised image: intensity relative to vacuum, its variance model and its usable pixels."""
+
+    intensity: NDArray[np.float64]  # [row, col], vacuum = 1
+    valid: NDArray[np.bool_]  # [row, col], False where a pixel must not be used
+    pixel_size_A: float  # nominal pitch, a prior until the lattice is registered
+    electrons_per_pixel: float  # vacuum electrons in one pixel (shot-noise variance = intensity / this)
+    readout_variance: float  # variance at zero intensity, units of vacuum²
+    scale_sigma: float  # relative standard deviation of the vacuum level
+    notes: tuple[str, ...] = ()  # what was assumed
+
+    def variance(self, intensity: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the pixel variance (vacuum²) expected at a model intensity (vacuum = 1)."""
+        return np.maximum(intensity, 0.02) / self.electrons_per_pixel + self.readout_variance

@@ -1,0 +1,112 @@
+"""Microscope: the imaging parameters of one micrograph, as one vector with names, units and priors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class ImagingParameter:
+    """One refinable imaging parameter: internal unit, typical step, prior and the way users write it."""
+
+    name: str
+    label: str
+    unit: str  # as written for users
+    factor: float  # internal value × factor = user value
+    step: float  # internal change that alters an image by about one percent
+    mean: float  # prior mean, internal unit
+    sigma: float  # prior standard deviation, internal unit
+    low: float
+    high: float
+    structural: bool = False  # acts on the exit wave rather than on the lens
+
+
+INF = math.inf
+# Priors describe a tuned aberration-corrected instrument; the plan overrides the means of what the user knows.
+PARAMETERS: tuple[ImagingParameter, ...] = (
+    ImagingParameter("c1", "C1", "nm", 0.1, 2.0, 50.0, 60.0, -400, 400),
+    ImagingParameter("a1_x", "A1 x", "nm", 0.1, 2.0, 0.0, 15.0, -100, 100),
+    ImagingParameter("a1_y", "A1 y", "nm", 0.1, 2.0, 0.0, 15.0, -100, 100),
+    ImagingParameter("b2_x", "B2 x", "nm", 0.1, 20.0, 0.0, 200.0, -2000, 2000),
+    ImagingParameter("b2_y", "B2 y", "nm", 0.1, 20.0, 0.0, 200.0, -2000, 2000),
+    ImagingParameter("a2_x", "A2 x", "nm", 0.1, 40.0, 0.0, 300.0, -3000, 3000),
+    ImagingParameter("a2_y", "A2 y", "nm", 0.1, 40.0, 0.0, 300.0, -3000, 3000),
+    ImagingParameter("c3", "C3", "µm", 1e-4, 3000.0, -1.5e5, 1.0e4, -5e5, 2e7),
+    ImagingParameter("s3_x", "S3 x", "µm", 1e-4, 1000.0, 0.0, 2000.0, -1e5, 1e5),
+    ImagingParameter("s3_y", "S3 y", "µm", 1e-4, 1000.0, 0.0, 2000.0, -1e5, 1e5),
+    ImagingParameter("a3_x", "A3 x", "µm", 1e-4, 2000.0, 0.0, 4000.0, -1e5, 1e5),
+    ImagingParameter("a3_y", "A3 y", "µm", 1e-4, 2000.0, 0.0, 4000.0, -1e5, 1e5),
+    ImagingParameter("c5", "C5", "mm", 1e-7, 2e6, 0.0, 1e6, -1e9, 1e9),
+    ImagingParameter("focal_spread", "focal spread", "nm", 0.1, 1.0, 30.0, 3.0, 1.0, 200),
+    ImagingParameter("semi_convergence", "semi-convergence", "mrad", 1e3, 5e-5, 3e-4, 1e-4, 1e-6, 3e-3),
+    ImagingParameter("vibration_xx", "vibration variance xx", "pm²", 1e4, 0.004, 0.05, 0.03, 0.0, 1.0),
+    ImagingParameter("vibration_yy", "vibration variance yy", "pm²", 1e4, 0.004, 0.05, 0.03, 0.0, 1.0),
+    ImagingParameter("vibration_xy", "vibration covariance xy", "pm²", 1e4, 0.004, 0.0, 0.015, -0.5, 0.5),
+    ImagingParameter("tilt_x", "mistilt x", "mrad", 1e3, 3e-4, 0.0, 3e-3, -0.02, 0.02, True),
+    ImagingParameter("tilt_y", "mistilt y", "mrad", 1e3, 3e-4, 0.0, 3e-3, -0.02, 0.02, True),
+    ImagingParameter("b_scale", "Debye-Waller scale", "", 1.0, 0.05, 1.0, 0.1, 0.2, 3.0, True),
+    ImagingParameter("absorption", "absorption scale", "", 1.0, 0.1, 1.0, 0.15, 0.0, 5.0, True),
+    ImagingParameter("scale", "intensity scale", "", 1.0, 0.01, 1.0, 0.002, 0.5, 2.0),
+    ImagingParameter("shift_x", "image shift x", "pm", 100.0, 0.01, 0.0, 0.2, -3, 3),
+    ImagingParameter("shift_y", "image shift y", "pm", 100.0, 0.01, 0.0, 0.2, -3, 3),
+)
+NAMES = tuple(p.name for p in PARAMETERS)
+INDEX = {name: i for i, name in enumerate(NAMES)}
+
+
+@dataclass(frozen=True)
+class Microscope:
+    """Imaging parameters of one micrograph (Å, rad; C1 refers to the lower face of the simulated box)."""
+
+    energy: float  # eV
+    values: NDArray[np.float64]  # (P,) in the order of PARAMETERS
+    mean: NDArray[np.float64]  # (P,) prior means
+    sigma: NDArray[np.float64]  # (P,) prior standard deviations; 0 = held fixed
+    mtf: tuple[float, float] | NDArray[np.float64] = (
+        1.0,
+        1.0,
+    )  # (a, b), or samples (2, N): q in cycles/pixel, value
+
+    def __getitem__(self, name: str) -> float:
+        return float(self.values[INDEX[name]])
+
+    def with_values(self, **changes: float) -> Microscope:
+        """Return the microscope with some parameters changed."""
+        values = self.values.copy()
+        for name, value in changes.items():
+            values[INDEX[name]] = value
+        return replace(self, values=values)
+
+    def with_vector(self, index: list[int], value: NDArray[np.float64]) -> Microscope:
+        """Return the microscope with parameters `index` set to `value`."""
+        values = self.values.copy()
+        values[index] = value
+        return replace(self, values=values)
+
+    def coefficients(self, extra_focus: float = 0.0) -> dict[str, complex]:
+        """Return the aberration coefficients in Å for `physics.aberrations`; extra_focus (Å) adds to C1."""
+        v = self
+        return {
+            "C1": v["c1"] + extra_focus,
+            "A1": complex(v["a1_x"], v["a1_y"]),
+            "B2": complex(v["b2_x"], v["b2_y"]),
+            "A2": complex(v["a2_x"], v["a2_y"]),
+            "C3": v["c3"],
+            "S3": complex(v["s3_x"], v["s3_y"]),
+            "A3": complex(v["a3_x"], v["a3_y"]),
+            "C5": v["c5"],
+        }
+
+    def free(self) -> list[int]:
+        """Return the indices of parameters that may be refined (prior sigma above zero)."""
+        return [i for i in range(len(PARAMETERS)) if self.sigma[i] > 0]
+
+
+def nominal(energy: float) -> Microscope:
+    """Return a microscope at the prior means of `PARAMETERS`; energy in eV."""
+    mean = np.array([p.mean for p in PARAMETERS])
+    return Microscope(energy, mean.copy(), mean, np.array([p.sigma for p in PARAMETERS]))

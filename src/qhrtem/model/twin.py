@@ -1,0 +1,108 @@
+"""The result of a run: what is claimed about the specimen and the microscope, with its uncertainty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One imaging parameter in the unit users write."""
+
+    name: str  # plan-style key, e.g. "c1_nm"
+    label: str  # as the field writes it, e.g. "C1"
+    value: float
+    sigma: float  # one standard deviation, same unit; nan where it was not refined
+    unit: str
+    refined: bool
+    note: str = ""  # e.g. "overfocus"
+
+
+@dataclass(frozen=True)
+class ColumnTable:
+    """Every atomic column; C columns, E elements of the structure."""
+
+    kind: tuple[str, ...]  # (C,), e.g. "BaO"
+    elements: tuple[str, ...]  # (E,)
+    counts: NDArray[np.int64]  # (C, E) atoms
+    position_px: NDArray[np.float64]  # (C, 2) row, col of the heaviest element, mean along the beam
+    sigma_px: NDArray[np.float64]  # (C, 2) one standard deviation
+    element_position_px: NDArray[np.float64]  # (C, E, 2) row, col; nan where the element is absent
+    displacement_A: NDArray[np.float64]  # (C, 2) x, y of the heaviest element from the ideal lattice
+    p_exact: NDArray[np.float64]  # (C,) probability that all counts of the column are exact
+    top_A: NDArray[np.float64]  # (C,) depth of the first atom, along the beam
+    bottom_A: NDArray[np.float64]  # (C,) depth of the last atom
+    inside: NDArray[np.bool_]  # (C,) column lies in the part of the image that the fit used
+
+
+@dataclass(frozen=True)
+class Atoms:
+    """The three-dimensional structure; N atoms, x along detector columns, y along rows, z along the beam."""
+
+    element: tuple[str, ...]  # (N,)
+    position_A: NDArray[np.float64]  # (N, 3) x, y, z
+    occupancy: NDArray[np.float64]  # (N,)
+    b_iso_A2: NDArray[np.float64]  # (N,) B = 8π²⟨u²⟩
+    sigma_A: NDArray[np.float64]  # (N, 3) one standard deviation
+    column: NDArray[np.int64]  # (N,) row in the column table
+
+
+@dataclass(frozen=True)
+class Match:
+    """Measured and simulated image on the scale vacuum = 1, [row, col]."""
+
+    measured: NDArray[np.float32]
+    simulated: NDArray[np.float32]
+    sigma: NDArray[np.float32]  # expected standard deviation of the noise
+    used: NDArray[np.bool_]  # pixels in the misfit
+    crystal: NDArray[np.bool_]  # pixels of the specimen (the rest is vacuum)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of the convergence history."""
+
+    stage: str
+    iteration: int
+    chi2: float  # reduced χ² over the used pixels, or the stage's own objective
+    seconds: float  # since the start of the run
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One quality test of the result."""
+
+    name: str
+    value: float
+    limit: float
+    passed: bool
+    meaning: str  # one sentence a user understands
+
+
+@dataclass(frozen=True)
+class Twin:
+    """The digital twin: structure, microscope, evidence and history of one fit."""
+
+    columns: ColumnTable
+    atoms: Atoms
+    microscope: tuple[Estimate, ...]
+    match: Match
+    pixel_size_A: float
+    lattice_px: NDArray[np.float64]  # (2, 2) rows: projected cell vectors a, b as (row, col) in pixels
+    thickness_A: float  # depth of the simulated box
+    chi2_crystal: float  # reduced χ² over the crystal
+    chi2_vacuum: float  # reduced χ² over the vacuum, nan without vacuum
+    gates: tuple[Gate, ...]
+    history: tuple[Step, ...]
+    rules: dict[str, int] = field(default_factory=dict)  # candidates rejected by each physics rule
+    notes: tuple[str, ...] = ()  # assumptions and warnings, one sentence each
+    provenance: dict[str, str] = field(default_factory=dict)  # versions, hashes, seed, host-free
+
+    @property
+    def passed(self) -> bool:
+        """True when every quality gate holds and the counts may be claimed."""
+        return all(g.passed for g in self.gates)

@@ -1,0 +1,57 @@
+"""What happens to the image between the lens and the file: vibration, modulation transfer, noise."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from qhrtem.grid import Grid, irfft2, rfft2
+
+
+def half_frequencies(grid: Grid) -> tuple[Tensor, Tensor]:
+    """Return k_y (rows, 1) and k_x (1, columns // 2 + 1) in 1/Å, the layout of a real transform."""
+    ky, _ = grid.frequencies()
+    kx = torch.fft.rfftfreq(grid.shape[1], grid.pixel[1], dtype=torch.float64, device=grid.device)[None, :]
+    return ky, kx
+
+
+def vibration_filter(grid: Grid, yy: float, xx: float, xy: float = 0.0) -> Tensor:
+    """Return exp(-2π² kᵀΣk) for an image spread with covariance Σ (Å²), layout of a real transform."""
+    ky, kx = half_frequencies(grid)
+    return torch.exp(-2 * math.pi**2 * (yy * ky**2 + xx * kx**2 + 2 * xy * kx * ky))
+
+
+def mtf_filter(grid: Grid, a: float, b: float) -> Tensor:
+    """Return (1-a)/(1+(q/b)²)+a with q in cycles per detector pixel, layout of a real transform."""
+    ky, kx = half_frequencies(grid)
+    q2 = (ky * grid.pixel[0]) ** 2 + (kx * grid.pixel[1]) ** 2
+    return (1 - a) / (1 + q2 / b**2) + a
+
+
+def mtf_from_samples(grid: Grid, q: Tensor, value: Tensor) -> Tensor:
+    """Return a tabulated MTF interpolated linearly; q in cycles per detector pixel, the last value held beyond."""
+    ky, kx = half_frequencies(grid)
+    radius = torch.sqrt((ky * grid.pixel[0]) ** 2 + (kx * grid.pixel[1]) ** 2)
+    i = torch.clamp(torch.searchsorted(q, radius.contiguous()), 1, len(q) - 1)
+    t = torch.clamp((radius - q[i - 1]) / (q[i] - q[i - 1]), 0, 1)
+    return value[i - 1] + t * (value[i] - value[i - 1])
+
+
+def apply(image: Tensor, response: Tensor) -> Tensor:
+    """Return images (..., rows, columns) filtered by a response in the layout of a real transform."""
+    shape = (image.shape[-2], image.shape[-1])
+    return irfft2(rfft2(image) * response, shape)
+
+
+def add_noise(
+    image: Tensor, electrons: float, gain: float, offset: float, readout: float, generator: torch.Generator
+) -> Tensor:
+    """Return detector counts: Poisson electrons at `electrons` per vacuum pixel, times gain, plus offset.
+
+    readout: standard deviation of the readout noise, counts.
+    """
+    drawn = torch.poisson(torch.clamp(image.double(), min=0) * electrons, generator=generator)
+    noise = torch.randn(image.shape, generator=generator, dtype=torch.float64)
+    return drawn * gain + offset + readout * noise

@@ -1,0 +1,318 @@
+"""Plan: what was asked, in the units users write, checked before any work starts.
+
+A plan is a TOML file of four tables, `[image]`, `[microscope]`, `[structure]` and `[run]`. Every key carries
+its unit. What is left out is found from the image or assumed, and the report says which. Conversion to the
+internal units (Å, rad) happens once, in `qhrtem.model.microscope`; here a number stays as it was written.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from qhrtem.errors import PlanError
+
+Tables = Mapping[str, Mapping[str, Any]]  # a plan as TOML holds it: table → key → value
+
+
+def _within(low: float, high: float, unit: str, below: str = "", above: str = "") -> AfterValidator:
+    """Return a check that a number lies in [low, high] unit; `below`, `above` guess why it does not."""
+
+    def check(value: float) -> float:
+        if low <= value <= high:
+            return value
+        guess = below if value < low else above
+        raise ValueError(
+            f"must be {low:g} to {high:g} {unit}, got {value:g}" + (f"; {guess}" if guess else "")
+        )
+
+    return AfterValidator(check)
+
+
+_Number = Annotated[float, Strict()]  # a TOML integer or float, never a string or a boolean
+_Angstrom = Annotated[_Number, _within(0.02, 1.0, "Å", "was it given in nm?", "was it given in pm?")]
+_Counts = Annotated[_Number, _within(-1e7, 1e7, "counts")]
+_Noise = Annotated[_Number, _within(0.0, 1e5, "counts")]
+_Gain = Annotated[_Number, _within(1e-4, 1e5, "counts per electron")]
+_HighTension = Annotated[_Number, _within(20.0, 1500.0, "kV", above="was it given in V?")]
+_Defocus = Annotated[_Number, _within(-1000.0, 1000.0, "nm", "was it given in Å?", "was it given in Å?")]
+_Axial = Annotated[_Number, _within(-5000.0, 5000.0, "nm", "was it given in Å?", "was it given in Å?")]
+_C3 = Annotated[
+    _Number, _within(-5000.0, 5000.0, "µm", "was it given in nm or Å?", "was it given in nm or Å?")
+]
+_FocalSpread = Annotated[_Number, _within(0.05, 20.0, "nm", above="was it given in Å?")]
+_SemiConvergence = Annotated[
+    _Number, _within(0.005, 10.0, "mrad", "was it given in rad?", "was it given in µrad?")
+]
+_Vibration = Annotated[_Number, _within(0.0, 200.0, "pm", above="was it given in fm?")]
+_Tilt = Annotated[_Number, _within(-50.0, 50.0, "mrad", "was it given in µrad?", "was it given in µrad?")]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class MtfFormula(_Table):
+    """Modulation transfer (1 − a)/(1 + (q/b)²) + a, q in cycles/pixel of the image."""
+
+    a: Annotated[_Number, _within(0.0, 1.0, "(a fraction)")]
+    b: Annotated[_Number, _within(0.01, 10.0, "cycles/pixel", above="was it given in cycles/Å or 1/nm?")]
+
+
+class MtfTable(_Table):
+    """Modulation transfer as measured: a text file of two columns, q in cycles/pixel and the value."""
+
+    path: Path
+    q: tuple[float, ...]  # cycles/pixel, rising from 0
+    value: tuple[float, ...]  # same length, 1 at q = 0
+
+
+class ImagePlan(_Table):
+    """Where the micrograph is and what is known of the camera."""
+
+    path: Path
+    dataset: str | None = None  # which image, where a file holds several
+    frame: Annotated[int, Strict(), Field(ge=0)] | None = None  # which frame of a series, from 0
+    pixel_size_A: _Angstrom | None = None  # a prior, refined by the lattice
+    offset_counts: _Counts | None = None  # reading without electrons, 0 where left out
+    vacuum_counts: _Counts | None = None  # mean vacuum level, the offset included
+    gain_counts_per_electron: _Gain | None = None
+    readout_counts: _Noise | None = None  # one standard deviation
+    mtf: MtfFormula | MtfTable | None = None
+
+    @field_validator("mtf", mode="before")
+    @classmethod
+    def _one_kind(cls, value: object) -> object:
+        # Decide here, so that a wrong key is reported once and not once for each kind of MTF.
+        if isinstance(value, Mapping):
+            return (MtfTable if "path" in value else MtfFormula).model_validate(dict(value))
+        if value is None or isinstance(value, (MtfFormula, MtfTable)):
+            return value
+        raise ValueError(f"must be a table {{ a = …, b = … }} or the path of a file of values, got {value!r}")
+
+    @model_validator(mode="after")
+    def _vacuum_above_offset(self) -> Self:
+        offset = self.offset_counts or 0.0
+        if self.vacuum_counts is not None and self.vacuum_counts <= offset:
+            raise ValueError(
+                f"vacuum_counts must exceed offset_counts ({offset:g} counts), got "
+                f"{self.vacuum_counts:g}; give the mean vacuum level as the file holds it, offset included"
+            )
+        return self
+
+
+class MicroscopePlan(_Table):
+    """What is known of the lens; all but the high tension are priors, pairs are cartesian (x, y)."""
+
+    high_tension_kV: _HighTension
+    c1_nm: _Defocus | None = None  # positive = overfocus, from the specimen's exit plane
+    a1_nm: tuple[_Axial, _Axial] | None = None
+    b2_nm: tuple[_Axial, _Axial] | None = None
+    a2_nm: tuple[_Axial, _Axial] | None = None
+    c3_um: _C3 | None = None  # negative for negative-C3 imaging
+    focal_spread_nm: _FocalSpread | None = None  # one standard deviation
+    semi_convergence_mrad: _SemiConvergence | None = None  # 1/e half angle
+    vibration_pm: tuple[_Vibration, _Vibration] | None = None  # one standard deviation along x, y
+    mistilt_mrad: tuple[_Tilt, _Tilt] | None = None  # along x, y
+
+
+class StructurePlan(_Table):
+    """The ideal crystal and the direction it is looked at."""
+
+    path: Path
+    zone_axis: tuple[int, int, int]  # [u, v, w] of the CIF's cell, reduced to the primitive direction
+
+    @field_validator("zone_axis", mode="before")
+    @classmethod
+    def _direction(cls, value: object) -> tuple[int, ...]:
+        indices = tuple(value) if isinstance(value, (list, tuple)) else ()
+        if len(indices) != 3 or any(type(i) is not int for i in indices):
+            raise ValueError(f"must be three integers such as [1, 1, 0], got {value!r}")
+        if not any(indices):
+            raise ValueError("must be a direction, got [0, 0, 0]; give the zone axis, e.g. [1, 1, 0]")
+        common = math.gcd(*indices)
+        return tuple(i // common for i in indices)
+
+
+class RunPlan(_Table):
+    """How to compute."""
+
+    seed: Annotated[int, Strict(), Field(ge=0, lt=2**63)] = 0
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+
+
+class Plan(_Table):
+    """Everything that was asked of one fit; paths are absolute once loaded from a file."""
+
+    image: ImagePlan
+    microscope: MicroscopePlan
+    structure: StructurePlan
+    run: RunPlan = RunPlan()
+
+
+_KINDS: dict[str, type[_Table]] = {
+    "image": ImagePlan,
+    "microscope": MicroscopePlan,
+    "structure": StructurePlan,
+    "run": RunPlan,
+}
+
+
+def load_plan(path: str | Path, overrides: Tables | None = None) -> Plan:
+    """Return the plan in a TOML file, with `overrides` laid over it key by key.
+
+    Paths in the file are relative to its folder, paths in the overrides to the working folder.
+    Raises PlanError, naming file and key, where the file or a value in it cannot be used.
+    """
+    path = Path(path)
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlanError(
+            f"{path}: the plan cannot be read ({error.strerror or error}); check the path"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PlanError(
+            f"{path}: not valid TOML ({error}); text needs quotes, and a plan is a text file, not the image"
+        ) from error
+    _check_tables(tables, str(path))
+    return _validated(_merged(_rooted(tables, path.parent), _rooted(overrides or {}, Path())), str(path))
+
+
+def plan_from_tables(tables: Tables, origin: str = "command line") -> Plan:
+    """Return the plan in nested tables, with paths from the working folder; messages name `origin`."""
+    _check_tables(tables, origin)
+    return _validated(_rooted(tables, Path()), origin)
+
+
+def dump_plan(plan: Plan) -> str:
+    """Return the plan as TOML that `load_plan` reads back to an equal plan; what is unknown is left out."""
+    lines = []
+    for name in _KINDS:
+        lines.append(f"[{name}]")
+        for key, value in getattr(plan, name):
+            if value is not None:
+                lines.append(f"{key} = {_toml(value)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, MtfTable):
+        return _toml(value.path)
+    if isinstance(value, MtfFormula):
+        return f"{{ a = {value.a!r}, b = {value.b!r} }}"
+    if isinstance(value, (str, Path)):
+        # A TOML basic string is a JSON string, but for DEL, which TOML wants escaped.
+        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_toml(part) for part in value) + "]"
+    return repr(value)
+
+
+def _check_tables(tables: Mapping[str, Any], origin: str) -> None:
+    for name, table in tables.items():
+        if name not in _KINDS:
+            raise PlanError(f"{origin}: unknown table or key '{name}'; {_nearest(name)}")
+        if not isinstance(table, Mapping):
+            raise PlanError(f"{origin}: [{name}] must be a table of keys, got {table!r}")
+
+
+def _rooted(tables: Tables, folder: Path) -> dict[str, dict[str, Any]]:
+    """Copy the tables with their paths made absolute against a folder."""
+    out = {name: dict(table) for name, table in tables.items()}
+    for table, key in (("image", "path"), ("structure", "path"), ("image", "mtf")):
+        value = out.get(table, {}).get(key)
+        if isinstance(value, (str, Path)):
+            absolute = (folder / Path(value).expanduser()).resolve()
+            out[table][key] = _read_mtf(absolute) if key == "mtf" else absolute
+    return out
+
+
+def _merged(base: Tables, over: Tables) -> dict[str, dict[str, Any]]:
+    return {name: {**base.get(name, {}), **over.get(name, {})} for name in {**base, **over}}
+
+
+def _read_mtf(path: Path) -> MtfTable:
+    """Read two columns, q (cycles/pixel) and MTF, separated by blanks or commas; '#' starts a comment."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        rows = [line.split("#")[0].replace(",", " ").split() for line in lines]
+        q, value = zip(*((float(a), float(b)) for a, b in filter(None, rows)), strict=True)
+    except OSError as error:
+        cause = error.strerror or error
+        raise PlanError(f"{path}: the MTF file cannot be read ({cause}); check [image] mtf") from error
+    except ValueError as error:
+        raise PlanError(f"{path}: must hold two columns of numbers, q in cycles/pixel and the MTF") from error
+    rising = all(a < b for a, b in zip(q, q[1:], strict=False))
+    if len(q) < 2 or q[0] != 0 or not rising or q[-1] < 0.5:
+        raise PlanError(
+            f"{path}: q must rise from 0 to 0.5 cycles/pixel (Nyquist) or beyond, got {q[0]:g} to {q[-1]:g}"
+        )
+    if abs(value[0] - 1) > 0.05 or not all(0 <= v <= 1.05 for v in value):
+        got = f"{value[0]:g} at q = 0, {min(value):g} to {max(value):g}"
+        raise PlanError(f"{path}: the MTF must be 1 at q = 0 and within 0 to 1, got {got}")
+    return MtfTable(path=path, q=q, value=value)
+
+
+def _validated(tables: Tables, origin: str) -> Plan:
+    try:
+        return Plan.model_validate(tables)
+    except ValidationError as error:
+        # An unknown key is most often the cause of a missing one, so it is told first.
+        faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+        raise PlanError(f"{origin}: {_explain(faults[0])}") from error
+
+
+def _explain(fault: Any) -> str:
+    """Return one clause for a fault of pydantic: the key in its table, what is required, what came."""
+    loc = [str(part) for part in fault["loc"]]
+    table, key = loc[0], ".".join(loc[1:])
+    if fault["type"] == "extra_forbidden":
+        hint = "known here: a and b, or path" if loc[1] == "mtf" else _nearest(key, table)
+        return f"unknown key '{key}' in [{table}]; {hint}"
+    place = f"[{table}] {key}".rstrip()
+    if fault["type"] == "missing":
+        if loc[-1].isdigit():
+            return f"[{table}] {loc[1]} must be a pair [x, y], got {fault['input']!r}"
+        return f"{place} is required{_REQUIRED.get(key, '')}"
+    if fault["type"] == "value_error":
+        return f"{place} {fault['ctx']['error']}"
+    if fault["type"] == "string_pattern_mismatch":
+        return f"{place} must be auto, cpu, cuda or cuda:N, got {fault['input']!r}"
+    reason = fault["msg"].replace("Input should be", "must be").replace("Input is not", "must be")
+    return f"{place} {reason}, got {fault['input']!r}"
+
+
+_REQUIRED = {
+    "": ": a plan needs [image], [microscope] and [structure]",
+    "high_tension_kV": " in kV, e.g. 300.0; it cannot be told from the image",
+    "zone_axis": ", e.g. [1, 1, 0]: the direction of the CIF's cell that lies along the beam",
+}
+
+
+def _nearest(name: str, table: str | None = None) -> str:
+    """Return a hint for an unknown name: the table it belongs to, the nearest known key, or all of them."""
+    homes = [t for t, kind in _KINDS.items() if name in kind.model_fields]
+    if homes:
+        return f"it belongs under [{homes[0]}]"
+    known = [*_KINDS[table].model_fields] if table else [*_KINDS]
+    lowered = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
+    return f"did you mean '{lowered[close[0]]}'?" if close else f"known here: {', '.join(known)}"

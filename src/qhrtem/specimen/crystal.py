@@ -1,0 +1,323 @@
+"""Crystal: a CIF seen along a zone axis, as a projected lattice of atomic columns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import gemmi
+import numpy as np
+from numpy.typing import NDArray
+
+from qhrtem.errors import InputError, PlanError
+from qhrtem.physics.potential import Species
+
+# Projected distance within which atoms form one column: below the resolution of any lens in use.
+COLUMN_RADIUS_A = 0.6
+# Mean square displacement assumed where a CIF gives none, as B in Å².
+DEFAULT_B = 0.5
+
+
+@dataclass(frozen=True)
+class Crystal:
+    """All atoms of one unit cell."""
+
+    name: str
+    cell: NDArray[np.float64]  # (3, 3) rows: a, b, c in Å, cartesian
+    fractional: NDArray[np.float64]  # (N, 3)
+    species: tuple[Species, ...]  # (N,)
+    centring: NDArray[np.float64]  # (M, 3) fractional centring translations, the first is zero
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Site:
+    """One atom position in the repeat of a column."""
+
+    z: float  # Å along the beam, 0 <= z < period
+    group: int  # which element group of the column it belongs to
+
+
+@dataclass(frozen=True)
+class ColumnKind:
+    """One inequivalent column of the projected cell."""
+
+    name: str  # elements, heaviest first, e.g. "BaO"
+    fractional: tuple[float, float]  # of the projected cell, position of the heaviest element
+    groups: tuple[Species, ...]  # (G,) element groups, heaviest first
+    offset: NDArray[np.float64]  # (G, 2) Å, group position relative to the heaviest, crystal frame (x, y)
+    sites: tuple[Site, ...]  # ascending z
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The crystal along one zone axis."""
+
+    crystal: Crystal
+    zone: tuple[int, int, int]
+    vectors: NDArray[np.float64]  # (2, 2) rows: projected lattice vectors (x, y) in Å, right-handed
+    depth: tuple[float, float]  # Å, rise along the beam of the two lattice vectors
+    period: float  # Å, repeat along the beam
+    slices: int  # planes per period
+    origin: float  # Å, depth of the centre of slice 0
+    kinds: tuple[ColumnKind, ...]
+
+    @property
+    def plane(self) -> float:
+        """Slice thickness in Å."""
+        return self.period / self.slices
+
+    @property
+    def elements(self) -> tuple[str, ...]:
+        """Elements present, sorted by symbol."""
+        return tuple(sorted({g.element for k in self.kinds for g in k.groups}))
+
+
+def read_cif(path: str | Path) -> Crystal:
+    """Return the crystal in a CIF with occupancies and displacement factors kept.
+
+    Raises `InputError` when the file is missing, is no CIF, holds no atoms, or holds impossible ones.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"structure file {path} does not exist; give the path of a CIF")
+    try:
+        document = gemmi.cif.read(str(path))
+    except (ValueError, RuntimeError, UnicodeDecodeError, OSError) as error:
+        raise InputError(
+            f"{path} is not a readable CIF ({str(error).splitlines()[0]}); export it again"
+        ) from None
+    blocks = [
+        b for b in document if b.find_values("_atom_site_label") or b.find_values("_atom_site_type_symbol")
+    ]
+    if not blocks:
+        raise InputError(f"{path} holds no atom sites; give a CIF of a crystal structure")
+    notes = () if len(blocks) == 1 else (f"{path.name} holds {len(blocks)} structures; the first was used.",)
+    small = gemmi.make_small_structure_from_block(blocks[0])
+    return _from_small(small, path, notes)
+
+
+def _from_small(small: gemmi.SmallStructure, path: Path, notes: tuple[str, ...]) -> Crystal:
+    cell = small.cell
+    if not (min(cell.a, cell.b, cell.c) > 1.5 and cell.volume > 5):
+        raise InputError(f"{path} has no usable unit cell (a, b, c = {cell.a:g}, {cell.b:g}, {cell.c:g} Å)")
+    group = small.spacegroup
+    if group is None:
+        notes += ("The CIF names no known space group; its atoms were taken as the whole cell (P1).",)
+    fractional, species = [], []
+    for site in small.get_all_unit_cell_sites():
+        element = site.element.name
+        if element in ("X", "D"):
+            raise InputError(
+                f"{path}: atom {site.label!r} has an unknown element; correct _atom_site_type_symbol"
+            )
+        if not 0 < site.occ <= 1.001:
+            raise InputError(f"{path}: occupancy of {site.label} must be within 0 to 1, got {site.occ:g}")
+        b = 8 * math.pi**2 * site.u_iso if site.u_iso > 0 else DEFAULT_B
+        if site.u_iso <= 0 and not any("displacement" in n for n in notes):
+            notes += (
+                f"The CIF gives no displacement factors for some atoms; B = {DEFAULT_B} Å² was assumed.",
+            )
+        fractional.append([site.fract.x, site.fract.y, site.fract.z])
+        species.append(Species(element, round(b, 6), min(site.occ, 1.0)))
+    if not fractional:
+        raise InputError(f"{path} holds no atoms; give a CIF of a crystal structure")
+    matrix = np.array(cell.orth.mat.tolist()).T
+    frac = np.mod(np.array(fractional), 1.0)
+    frac[frac > 1 - 1e-9] = 0.0
+    _refuse_overlap(frac, matrix, species, path)
+    cen = (
+        [[v / 24 for v in op] for op in group.operations().cen_ops]
+        if group is not None
+        else [[0.0, 0.0, 0.0]]
+    )
+    return Crystal(path.stem, matrix, frac, tuple(species), np.array(cen), notes)
+
+
+def _refuse_overlap(
+    frac: NDArray[np.float64], cell: NDArray[np.float64], species: list[Species], path: Path
+) -> None:
+    delta = frac[:, None] - frac[None]
+    distance = np.linalg.norm((delta - np.round(delta)) @ cell, axis=-1)
+    occupancy = np.array([s.occupancy for s in species])
+    close = (distance < 0.3) & (occupancy[:, None] + occupancy[None] > 1.001) & ~np.eye(len(frac), dtype=bool)
+    if close.any():
+        i, j = np.argwhere(close)[0]
+        raise InputError(
+            f"{path}: {species[i].element} and {species[j].element} are {distance[i, j]:.2f} Å apart with full "
+            "occupancy; atoms must be at least 0.3 Å apart, check coordinates and symmetry of the CIF"
+        )
+
+
+def _primitive(crystal: Crystal) -> NDArray[np.float64]:
+    """Rows: fractional vectors that generate the lattice with its centring, reduced greedily."""
+    vectors = [*np.eye(3), *[c for c in crystal.centring if np.abs(c).max() > 1e-9]]
+    metric = crystal.cell @ crystal.cell.T
+    best: list[NDArray[np.float64]] = []
+    combos = [
+        np.tensordot(n, np.array(vectors), 1)
+        for n in np.ndindex(*(3,) * len(vectors))
+        for n in [np.array(n) - 1]
+    ]
+    for v in sorted(combos, key=lambda v: (round(v @ metric @ v, 6), tuple(-np.round(v, 6)))):
+        if np.abs(v).max() > 1e-9 and np.linalg.matrix_rank(np.array([*best, v]), tol=1e-6) > len(best):
+            best.append(v)
+        if len(best) == 3:
+            break
+    return np.array(best)
+
+
+def _zone_basis(crystal: Crystal, zone: tuple[int, int, int]) -> NDArray[np.float64]:
+    """Rows p, q, r (cartesian): a lattice basis whose r is the shortest repeat along the zone axis."""
+    basis = _primitive(crystal)
+    n = np.array(zone, dtype=float) @ np.linalg.inv(basis)
+    n = np.round(n * 12).astype(int)
+    n //= math.gcd(*[int(v) for v in n])
+    # Complete n to a unimodular matrix by searching small integer vectors, the shortest projections first.
+    cart = basis @ crystal.cell
+    axis = n @ cart
+    unit = axis / np.linalg.norm(axis)
+    span = np.array([v for v in np.ndindex(9, 9, 9)]) - 4
+    vectors = span @ cart
+    flat = vectors - np.outer(vectors @ unit, unit)
+    length = np.round(np.linalg.norm(flat, axis=1), 6)
+    rise = np.round(np.abs(vectors @ unit), 6)
+    order = [i for i in np.lexsort((rise, length)) if length[i] > 1e-3]
+    for rank, i in enumerate(order[:60]):
+        for j in order[rank + 1 : 200]:
+            if round(abs(float(np.linalg.det(np.array([span[i], span[j], n]))))) == 1:
+                p, q = vectors[i], vectors[j]
+                if np.dot(np.cross(p, q), unit) < 0:
+                    q = -q
+                return np.array([p, q, axis])
+    raise PlanError(
+        f"zone axis {list(zone)} is too high-indexed for an atomic-column model; use a low-index axis"
+    )
+
+
+def project(crystal: Crystal, zone: tuple[int, int, int]) -> Projection:
+    """Return the atomic columns of a crystal along a zone axis [u v w].
+
+    The projected lattice, its columns with the sequence of sites along the beam, and the slicing.
+    Raises `PlanError` for a zero or too high-indexed axis.
+    """
+    if not any(zone):
+        raise PlanError("zone_axis must not be [0, 0, 0]; give three integers such as [1, 1, 0]")
+    p, q, axis = _zone_basis(crystal, zone)
+    period = float(np.linalg.norm(axis))
+    ez = axis / period
+    ex = p - (p @ ez) * ez
+    ex /= np.linalg.norm(ex)
+    ey = np.cross(ez, ex)
+    frame = np.array([ex, ey, ez])
+    vectors = np.array([[p @ ex, p @ ey], [q @ ex, q @ ey]])
+    depth = (float(p @ ez), float(q @ ez))
+    # Every atom of a block of cells, then reduced to one projected primitive cell.
+    lattice_inverse = np.linalg.inv(np.array([p, q, axis]))
+    cart = crystal.fractional @ crystal.cell
+    reduced = cart @ lattice_inverse
+    reduced = np.mod(np.round(reduced, 9), 1.0)
+    keep = _unique(reduced, crystal.species)
+    position = (reduced[keep] @ np.array([p, q, axis])) @ frame.T
+    kinds = _columns(position, [crystal.species[i] for i in keep], vectors, depth, period)
+    return Projection(crystal, zone, vectors, depth, period, *_slices(kinds, depth, period), kinds)
+
+
+def _unique(reduced: NDArray[np.float64], species: tuple[Species, ...]) -> list[int]:
+    """Indices of atoms that are distinct modulo the (primitive) lattice."""
+    keep: list[int] = []
+    for i, r in enumerate(reduced):
+        for j in keep:
+            d = r - reduced[j]
+            if species[i] == species[j] and np.abs(d - np.round(d)).max() < 1e-3:
+                break
+        else:
+            keep.append(i)
+    return keep
+
+
+def _columns(
+    position: NDArray[np.float64],
+    species: list[Species],
+    vectors: NDArray[np.float64],
+    depth: tuple[float, float],
+    period: float,
+) -> tuple[ColumnKind, ...]:
+    """Group atoms (x, y, z) whose projections fall together, the heaviest element first."""
+    inverse = np.linalg.inv(vectors)
+    heavy = sorted(
+        range(len(species)),
+        key=lambda i: (-atomic_number(species[i].element), tuple(np.round(position[i], 4))),
+    )
+    members: list[list[tuple[int, NDArray[np.float64], float]]] = []
+    for i in heavy:
+        for column in members:
+            d = (position[i, :2] - position[column[0][0], :2]) @ inverse
+            n = np.round(d)
+            offset = (d - n) @ vectors
+            if np.linalg.norm(offset) < COLUMN_RADIUS_A:
+                column.append((i, offset, position[i, 2] - n @ np.array(depth)))
+                break
+        else:
+            members.append([(i, np.zeros(2), position[i, 2])])
+    kinds = []
+    for column in members:
+        groups: list[Species] = []
+        offsets: list[NDArray[np.float64]] = []
+        sites: list[Site] = []
+        for i, offset, z in column:
+            found = [
+                g
+                for g, s in enumerate(groups)
+                if s == species[i] and np.linalg.norm(offsets[g] - offset) < 0.02
+            ]
+            if not found:
+                groups.append(species[i])
+                offsets.append(offset)
+                found = [len(groups) - 1]
+            sites.append(Site(float(np.mod(round(z, 6), period)), found[0]))
+        names = sorted({s.element for s in groups}, key=lambda e: -atomic_number(e))
+        f = np.mod(position[column[0][0], :2] @ inverse + 1e-9, 1.0) - 1e-9
+        kinds.append(
+            ColumnKind(
+                "".join(names),
+                (float(f[0]), float(f[1])),
+                tuple(groups),
+                np.array(offsets),
+                tuple(sorted(sites, key=lambda s: (s.z, s.group))),
+            )
+        )
+    return tuple(kinds)
+
+
+def _slices(kinds: tuple[ColumnKind, ...], depth: tuple[float, float], period: float) -> tuple[int, float]:
+    """Slices per period and the depth of a slice centre: one per atomic plane where planes are evenly spaced
+    (ripples below 0.3 Å count as one plane), else about 1.5 Å thick."""
+    level = sorted(
+        {
+            round(float(np.mod(s.z + i * depth[0] + j * depth[1], period)), 3)
+            for k in kinds
+            for s in k.sites
+            for i in range(4)
+            for j in range(4)
+        }
+    )
+    planes: list[list[float]] = []
+    start = max(range(len(level)), key=lambda i: (level[i] - level[i - 1]) % period)  # behind the widest gap
+    for z in [*level[start:], *[v + period for v in level[:start]]]:
+        if planes and z - planes[-1][0] < 0.3:
+            planes[-1].append(z)
+        elif not planes or planes[0][0] + period - z > 0.1:
+            planes.append([z])
+    centre = np.array([(p[0] + p[-1]) / 2 for p in planes])
+    gap = np.diff(np.append(centre, centre[0] + period))
+    if np.ptp(gap) < 0.1 * gap.mean() and 0.9 <= gap.mean() <= 2.5:
+        n = len(centre)
+        return n, float(np.mod((centre - np.arange(n) * period / n).mean(), period))
+    return max(1, round(period / 1.5)), float(centre[0])
+
+
+def atomic_number(element: str) -> int:
+    """Return Z of an element symbol."""
+    return int(gemmi.Element(element).atomic_number)

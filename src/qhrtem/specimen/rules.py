@@ -1,0 +1,120 @@
+"""Physics rules: what a structure must or should satisfy, applied before anything is simulated.
+
+Hard rules discard a candidate; soft rules add to its cost. Each is an object with a name, and a run counts what every
+rule rejected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from qhrtem.specimen.columns import ColumnModel
+
+Floats = NDArray[np.float64]
+
+
+class HardRule(Protocol):
+    """A rule that says which columns of a candidate break it."""
+
+    name: str
+
+    def broken(self, columns: ColumnModel) -> NDArray[np.bool_]:
+        """Return (C,) True where the column breaks the rule."""
+        ...
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Pairs of neighbouring columns; a fixed graph, since columns keep their lattice sites."""
+
+    pairs: NDArray[np.int64]  # (E, 2)
+
+    @staticmethod
+    def within(columns: ColumnModel, radius: float) -> Neighbours:
+        """Return pairs whose ideal positions lie within `radius` Å."""
+        return Neighbours(cKDTree(columns.anchor).query_pairs(radius, output_type="ndarray").astype(np.int64))
+
+
+@dataclass(frozen=True)
+class NeighbourStep:
+    """A surface may not jump by more than `limit` Å between neighbouring columns (no unsupported towers or pits)."""
+
+    neighbours: Neighbours
+    limit: float  # Å, beyond what the spacing of sites makes unavoidable
+    name: str = "neighbour step"
+
+    def unsupported(self, step: Floats, allowed: Floats) -> NDArray[np.bool_]:
+        """Return (...,) True where more than half of the steps (..., neighbours) in Å exceed the limit."""
+        return np.mean(np.abs(step) - allowed > self.limit, axis=-1) > 0.5
+
+    def broken(self, columns: ColumnModel) -> NDArray[np.bool_]:
+        """Return columns whose surface jumps too far against more than half of their occupied neighbours."""
+        out = np.zeros(len(columns), dtype=bool)
+        occupied = columns.last >= columns.first
+        a, b = self.neighbours.pairs.T
+        both = occupied[a] & occupied[b]
+        a, b = a[both], b[both]
+        for surface in columns.surfaces():
+            jump = np.abs(surface[a] - surface[b]) - unavoidable_step(columns, a, b)
+            count = np.bincount(a, minlength=len(out)) + np.bincount(b, minlength=len(out))
+            bad = np.bincount(a, jump > self.limit, len(out)) + np.bincount(b, jump > self.limit, len(out))
+            out |= (bad > count / 2) & (count > 0)
+        return out
+
+
+@dataclass(frozen=True)
+class MinimumDistance:
+    """No two atoms may come closer than a fraction of the shortest distance of that pair in the crystal."""
+
+    shortest: float  # Å
+    name: str = "minimum distance"
+
+    def broken(self, columns: ColumnModel) -> NDArray[np.bool_]:
+        """Return columns that hold an atom too close to another."""
+        atoms = columns.atoms()
+        points = np.column_stack([atoms.position, atoms.z])
+        out = np.zeros(len(columns), dtype=bool)
+        pairs = cKDTree(points).query_pairs(self.shortest, output_type="ndarray")
+        out[atoms.column[pairs.ravel()]] = True
+        return out
+
+
+@dataclass(frozen=True)
+class SurfaceEnergy:
+    """Soft rule: a step between neighbouring columns costs (step/scale)², at most `cap` (terrace edges are allowed)."""
+
+    neighbours: Neighbours
+    scale: float = 2.0  # Å
+    cap: float = 6.0  # χ² units
+    name: str = "surface energy"
+
+    def cost(self, columns: ColumnModel) -> float:
+        """Return the cost of all steps on both surfaces."""
+        occupied = columns.last >= columns.first
+        a, b = self.neighbours.pairs.T
+        both = occupied[a] & occupied[b]
+        a, b = a[both], b[both]
+        allowed = unavoidable_step(columns, a, b)
+        return float(sum(self.pair_cost(s[a] - s[b], allowed).sum() for s in columns.surfaces()))
+
+    def pair_cost(self, step: Floats, allowed: Floats) -> Floats:
+        """Return the cost of surface steps (Å) beyond what the site spacing makes unavoidable."""
+        excess = np.maximum(np.abs(step) - allowed, 0)
+        return np.minimum((excess / self.scale) ** 2, self.cap)
+
+
+def site_spacing(columns: ColumnModel) -> Floats:
+    """Return the mean distance between sites along the beam of each column, Å."""
+    m = np.array([len(k.sites) for k in columns.projection.kinds])
+    return columns.projection.period / m[columns.kind]
+
+
+def unavoidable_step(columns: ColumnModel, a: NDArray[np.int64], b: NDArray[np.int64]) -> Floats:
+    """Return the largest step (Å) between columns a and b cut from the same flat surface."""
+    spacing = site_spacing(columns)
+    return (spacing[a] + spacing[b]) / 2

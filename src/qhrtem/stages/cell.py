@@ -1,0 +1,164 @@
+"""The repeated cell: images of a perfect crystal of every thickness from one multislice pass.
+
+The wave lives on the lattice's own reciprocal points, so any (oblique) cell in any orientation costs a small FFT.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qhrtem.grid import fft2, ifft2
+from qhrtem.model.microscope import Microscope
+from qhrtem.physics.aberrations import chi, chi_gradient
+from qhrtem.physics.coherence import gauss_hermite
+from qhrtem.physics.electron import wavelength
+from qhrtem.physics.multislice import propagator, transmission
+from qhrtem.physics.potential import Thermal, phase_factor, soft_band_limit
+from qhrtem.specimen.columns import distinct_species
+from qhrtem.specimen.crystal import Projection
+
+Floats = NDArray[np.float64]
+CELL_PIXEL_A = 0.11
+
+
+@dataclass(frozen=True)
+class CellGrid:
+    """Reciprocal points of a two-dimensional lattice, with the interface of `grid.Grid` that physics needs."""
+
+    shape: tuple[int, int]
+    reciprocal: tuple[tuple[float, float], tuple[float, float]]  # rows: (k_y, k_x) of both basis vectors, 1/Å
+    limit: float  # 1/Å
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    complex_dtype: torch.dtype = torch.complex64
+
+    def frequencies(self) -> tuple[Tensor, Tensor]:
+        """Return k_y and k_x (rows, columns), 1/Å, in FFT order."""
+        h = torch.fft.fftfreq(self.shape[0], 1 / self.shape[0], dtype=torch.float64)[:, None]
+        k = torch.fft.fftfreq(self.shape[1], 1 / self.shape[1], dtype=torch.float64)[None, :]
+        (ay, ax), (by, bx) = self.reciprocal
+        return h * ay + k * by, h * ax + k * bx
+
+    def band_limit(self) -> float:
+        """Return the band limit in 1/Å."""
+        return self.limit
+
+
+class RepeatedCell:
+    """A perfect crystal in a given orientation; its image spectra at all thicknesses."""
+
+    def __init__(self, projection: Projection, frame_A: Floats, energy: float, slices: int) -> None:
+        """frame_A: crystal (x, y) @ frame_A = field (y, x) in Å; slices: greatest thickness."""
+        self.projection, self.energy, self.slices = projection, energy, slices
+        self.repeat = tuple(_repeat(d, projection.period) for d in projection.depth)
+        vectors = projection.vectors @ frame_A
+        cell = np.diag(self.repeat) @ vectors  # rows: supercell vectors (y, x)
+        reciprocal = np.linalg.inv(cell).T
+        shape = tuple(_even(math.ceil(np.linalg.norm(v) / CELL_PIXEL_A)) for v in cell)
+        # The largest circle of frequencies that the sampled parallelogram holds, at two thirds.
+        height = abs(np.linalg.det(reciprocal)) / np.linalg.norm(reciprocal[::-1], axis=1)
+        limit = 2 / 3 * min(h * n / 2 for h, n in zip(height, shape, strict=True))
+        self.grid = CellGrid(
+            (shape[0], shape[1]), tuple(tuple(float(x) for x in r) for r in reciprocal), limit
+        )  # type: ignore[arg-type]
+        self.area = abs(float(np.linalg.det(cell)))
+        self._thermal: tuple[object, Tensor] | None = None
+        ky, kx = self.grid.frequencies()
+        self.radius = torch.sqrt(ky**2 + kx**2)
+
+    def _gratings(self, thermal: Thermal) -> Tensor:
+        if self._thermal is not None and self._thermal[0] == thermal:
+            return self._thermal[1]
+        p = self.projection
+        species = distinct_species(p)
+        taper = soft_band_limit(self.radius, self.grid)  # type: ignore[arg-type]
+        kernels = [phase_factor(s, self.radius, self.energy, thermal) * taper for s in species]
+        h = torch.fft.fftfreq(self.grid.shape[0], 1 / self.grid.shape[0], dtype=torch.float64)[:, None]
+        k = torch.fft.fftfreq(self.grid.shape[1], 1 / self.grid.shape[1], dtype=torch.float64)[None, :]
+        spectrum = torch.zeros((p.slices, *self.grid.shape), dtype=torch.complex128)
+        inverse = np.linalg.inv(p.vectors)
+        for i in range(self.repeat[0]):
+            for j in range(self.repeat[1]):
+                rise = i * p.depth[0] + j * p.depth[1]
+                for kind in p.kinds:
+                    for site in kind.sites:
+                        offset = kind.offset[site.group] @ inverse
+                        u = (kind.fractional[0] + offset[0] + i) / self.repeat[0]
+                        v = (kind.fractional[1] + offset[1] + j) / self.repeat[1]
+                        n = math.floor((site.z + rise - p.origin) / p.plane + 0.5 + 1e-6) % p.slices
+                        phase = torch.polar(torch.ones_like(h + k), -2 * math.pi * (h * u + k * v))
+                        spectrum[n] += kernels[species.index(kind.groups[site.group])] * phase
+        cells = self.grid.shape[0] * self.grid.shape[1]
+        gratings = transmission(ifft2(spectrum) * cells / self.area).to(self.grid.complex_dtype)
+        self._thermal = (thermal, gratings)
+        return gratings
+
+    def spectra(self, microscope: Microscope) -> Tensor:
+        """Return exit-wave spectra (slices, rows, columns) behind every slice, normalised to unit incident wave."""
+        gratings = self._gratings(
+            Thermal(round(microscope["b_scale"], 4), round(microscope["absorption"], 4))
+        )
+        tilt = (microscope["tilt_x"], microscope["tilt_y"])
+        step = propagator(self.grid, self.projection.plane, self.energy, tilt)  # type: ignore[arg-type]
+        out = torch.empty((self.slices, *self.grid.shape), dtype=self.grid.complex_dtype)
+        wave = torch.ones(self.grid.shape, dtype=self.grid.complex_dtype)
+        for n in range(self.slices):
+            out[n] = fft2(wave * gratings[n % self.projection.slices]) * step
+            wave = ifft2(out[n])
+        return out / (self.grid.shape[0] * self.grid.shape[1])
+
+    def image_coefficients(
+        self,
+        spectra: Tensor,
+        thickness: NDArray[np.int64],
+        microscope: Microscope,
+        centre: float,
+        foci: int = 5,
+    ) -> Tensor:
+        """Return Fourier coefficients (T, rows, columns) of images at some thicknesses (numbers of slices).
+
+        C1 of the microscope refers to the exit face of a specimen `centre` slices thick; others are taken to be
+        centred on the same mid-plane. Vibration, MTF and the mistilt of the mid-plane position are not applied.
+        """
+        m, lam = microscope, wavelength(self.energy)
+        base = chi(self.grid, self.energy, m.coefficients())  # type: ignore[arg-type]
+        gy, gx = chi_gradient(self.grid, self.energy, m.coefficients())  # type: ignore[arg-type]
+        ky, kx = self.grid.frequencies()
+        focus, weight = gauss_hermite(m["focal_spread"], foci)
+        rise = (centre - thickness) / 2 * self.projection.plane
+        total = torch.zeros((len(thickness), *self.grid.shape), dtype=self.grid.dtype)
+        chosen = spectra[torch.as_tensor(thickness - 1)]
+        # A shift of focus with thickness, and the slide of a tilted frame to the common mid-plane.
+        extra = torch.as_tensor(rise)[:, None, None]
+        slide = (kx * math.tan(m["tilt_x"]) + ky * math.tan(m["tilt_y"])) * 2 * math.pi
+        turn = torch.polar(torch.ones_like(extra * slide), extra * (slide - math.pi * lam * self.radius**2))
+        chosen = chosen * turn.to(chosen.dtype)
+        cells = self.grid.shape[0] * self.grid.shape[1]
+        for f, w in zip(focus, weight, strict=True):
+            slope2 = (gy + f * lam * ky) ** 2 + (gx + f * lam * kx) ** 2
+            envelope = torch.exp(-((m["semi_convergence"] * math.pi / lam) ** 2) * slope2)
+            transfer = torch.polar(envelope, -(base + math.pi * lam * f * self.radius**2)).to(chosen.dtype)
+            wave = ifft2(chosen * transfer) * cells
+            total += w * (wave.real**2 + wave.imag**2)
+        return fft2(total) / cells
+
+
+def _repeat(rise: float, period: float) -> int:
+    """Smallest number of lattice steps after which the depth offset is a whole period."""
+    for n in range(1, 13):
+        if abs(n * rise / period - round(n * rise / period)) < 1e-3:
+            return n
+    return 12
+
+
+def _even(n: int) -> int:
+    """Smallest even 5-smooth number >= n."""
+    from qhrtem.grid import good_size
+
+    return good_size(n)

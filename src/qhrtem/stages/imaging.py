@@ -1,0 +1,354 @@
+"""Imaging parameters from repeated-cell averages, found by trust-region Bayesian optimisation and refined by
+least squares.
+
+What the averages determine: the lattice Fourier coefficients of the image at places of different thickness, with the
+absolute scale. Thickness trades against C1 and against vibration at a single place; several thicknesses under one lens
+break that. A rigid shift is free and is found by trying all of them; the thickness at each place is enumerated, since
+one multislice pass yields every thickness. Two senses of a polar axis and mirrored views are separate hypotheses, all
+tried, and ranked by the misfit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from qhrtem.calibrate.lattice import Lattice, amplitudes
+from qhrtem.errors import QualityError
+from qhrtem.model.micrograph import Micrograph
+from qhrtem.model.microscope import INDEX, PARAMETERS, Microscope
+from qhrtem.optimise.least_squares import levenberg_marquardt
+from qhrtem.optimise.search import TrustRegionSearch
+from qhrtem.optimise.space import Parameter, SearchSpace
+from qhrtem.specimen.crystal import Projection
+from qhrtem.stages.cell import RepeatedCell
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+TILE_SIGMA_A = 3.0  # Gaussian window over which cells are averaged
+RESOLUTION_A = 0.85  # finest image spacing compared
+THICKEST_A = 130.0
+SEARCHED = ("c1", "a1_x", "a1_y", "b2_x", "b2_y", "a2_x", "a2_y", "tilt_x", "tilt_y", "vibration_xx")
+C1_RANGE_A = (-150.0, 200.0)  # searched where the plan gives no C1
+
+
+@dataclass(frozen=True)
+class CellAverages:
+    """Lattice Fourier coefficients of the image at T places."""
+
+    centre: Floats  # (T, 2) row, col in pixels
+    index: Ints  # (K, 2) reflections of the projected lattice, the first is the origin
+    frequency: Floats  # (K, 2) row, col, 1/Å
+    value: NDArray[np.complex128]  # (T, K) relative to the first pixel, vacuum = 1
+    weight: Floats  # (K,) multiplicity: 1 for the origin, 2 for a Friedel pair
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One way the crystal may lie in the image, with the lens that fits it best."""
+
+    frame: Floats  # (2, 2) crystal (x, y) in Å @ frame = field (y, x) in Å
+    microscope: Microscope
+    origin: tuple[float, float]  # fractional position of the first pixel in the projected cell
+    thickness: Ints  # (T,) slices at each place
+    misfit: float  # share of the lattice contrast left unexplained
+
+
+def cell_averages(micrograph: Micrograph, lattice: Lattice, pixel: float) -> CellAverages:
+    """Return lattice coefficients on a raster of places inside the crystal."""
+    frame = lattice.frame
+    reciprocal = np.linalg.inv(frame)  # cycles per pixel (row, col) for crystal g: g @ inv(frame).T
+    sigma = TILE_SIGMA_A / pixel
+    inside = ndimage.binary_erosion(
+        lattice.crystal & micrograph.valid, iterations=int(1.2 * sigma), border_value=1
+    )
+    ny, nx = inside.shape
+    step = 1.6 * sigma
+    edge = 1.2 * sigma
+    rows = np.linspace(edge, ny - 1 - edge, max(1, int((ny - 2 * edge) / step) + 1))
+    cols = np.linspace(edge, nx - 1 - edge, max(1, int((nx - 2 * edge) / step) + 1))
+    centre = np.array([(r, c) for r in rows for c in cols if inside[int(r), int(c)]])
+    if len(centre) == 0:
+        raise QualityError(
+            "the crystal in the image is smaller than the 6 Å over which cells are averaged; choose a larger area"
+        )
+    if len(centre) > 16:
+        centre = centre[np.linspace(0, len(centre) - 1, 16).astype(int)]
+    index, g = _lattice_points(lattice, pixel)
+    f = g @ reciprocal.T
+    y, x = np.arange(ny)[:, None], np.arange(nx)[None, :]
+    filled = np.where(micrograph.valid, micrograph.intensity, 1.0)
+    value = [
+        amplitudes(filled, np.exp(-((y - r) ** 2 + (x - c) ** 2) / (2 * sigma**2)) * micrograph.valid, f)
+        for r, c in centre
+    ]
+    weight = np.where((index == 0).all(1), 1.0, 2.0)
+    return CellAverages(centre, index, f / pixel, np.array(value), weight)
+
+
+def _lattice_points(lattice: Lattice, pixel: float) -> tuple[Ints, Floats]:
+    """Reflections (one of each Friedel pair, the origin first) and their g in the crystal frame, 1/Å."""
+    vectors = lattice.vectors
+    reciprocal = np.linalg.inv(vectors).T
+    n = int(np.ceil(np.abs(vectors).sum(1).max() / RESOLUTION_A)) + 1
+    index = np.array([(h, k) for h in range(-n, n + 1) for k in range(n + 1) if k > 0 or h >= 0])
+    g = index @ reciprocal
+    radius = np.linalg.norm(g, axis=1)
+    keep = (radius < 1 / RESOLUTION_A) & (radius < 0.42 / pixel)
+    order = np.argsort(radius[keep])
+    return index[keep][order], g[keep][order]
+
+
+def orientations(projection: Projection) -> list[Floats]:
+    """Return the 2 × 2 symmetries of the bare projected lattice as maps of crystal-frame vectors."""
+    v = projection.vectors
+    metric = v @ v.T
+    out = []
+    for n in np.ndindex(3, 3, 3, 3):
+        m = np.array(n).reshape(2, 2) - 1
+        if abs(round(float(np.linalg.det(m)))) == 1 and np.allclose(
+            m @ metric @ m.T, metric, rtol=0.03, atol=0.15
+        ):
+            out.append(np.linalg.inv(v) @ (m @ v))
+    # The identity first, then rotations, then mirrors.
+    return sorted(out, key=lambda s: (-round(float(np.linalg.det(s))), -round(float(np.trace(s)), 3)))
+
+
+class CellMatch:
+    """Misfit of a repeated-cell simulation to the cell averages for one orientation."""
+
+    def __init__(
+        self, averages: CellAverages, projection: Projection, frame: Floats, symmetry: Floats, energy: float
+    ) -> None:
+        self.averages, self.projection = averages, projection
+        self.frame = symmetry @ frame
+        slices = int(THICKEST_A / projection.plane)
+        self.cell = RepeatedCell(projection, self.frame, energy, slices)
+        self.thickness = np.arange(2, slices + 1, max(1, round(1.4 / projection.plane)))
+        # The measured reflections in the indices of the turned lattice.
+        v = projection.vectors
+        turn = np.round(v @ symmetry @ np.linalg.inv(v)).astype(np.int64)
+        self.index = averages.index @ turn.T
+        self._key: object = None
+        grid = (np.arange(24) / 24)[:, None] * np.ones(24)[None, :]
+        self.raster = np.stack([grid.ravel(), grid.T.ravel()], axis=1)
+        value = averages.value
+        self.norm = (averages.weight[1:] * np.abs(value[:, 1:]) ** 2).sum(1)
+
+    def coefficients(self, microscope: Microscope, thickness: Ints) -> NDArray[np.complex128]:
+        """Return simulated coefficients (T, K) with vibration and MTF, the cell origin at the first pixel."""
+        key = tuple(microscope[n] for n in ("tilt_x", "tilt_y", "b_scale", "absorption"))
+        if key != self._key:
+            self._spectra, self._key = self.cell.spectra(microscope), key
+        centre = self._centre()
+        image = self.cell.image_coefficients(self._spectra, thickness, microscope, centre).numpy()
+        rows, cols = image.shape[1:]
+        h = self.index * np.array(self.cell.repeat)
+        picked = image[:, h[:, 0] % rows, h[:, 1] % cols]
+        ky, kx = self.averages.frequency.T
+        m = microscope
+        quad = m["vibration_yy"] * ky**2 + m["vibration_xx"] * kx**2 + 2 * m["vibration_xy"] * kx * ky
+        return picked * (np.exp(-2 * np.pi**2 * quad) * self._mtf(m) * m["scale"])
+
+    def _mtf(self, m: Microscope) -> Floats:
+        q = np.linalg.norm(self.averages.frequency, axis=1) * self.pixel
+        if isinstance(m.mtf, tuple):
+            a, b = m.mtf
+            return (1 - a) / (1 + (q / b) ** 2) + a
+        return np.interp(q, m.mtf[0], m.mtf[1])
+
+    pixel: float = 0.1
+
+    def _centre(self) -> float:
+        """Thickness (slices) at whose exit face C1 is quoted while the specimen is not yet known."""
+        return round(40.0 / self.projection.plane)
+
+    def best(self, microscope: Microscope) -> tuple[float, tuple[float, float], Ints]:
+        """Return the misfit, the origin and the thicknesses (slices) that fit best for one lens."""
+        model = self.coefficients(microscope, self.thickness)
+        value, w = self.averages.value, self.averages.weight
+        power = (w * np.abs(model) ** 2).sum(1)[None, :] + (w * np.abs(value) ** 2).sum(1)[:, None]
+        origin = np.zeros(2)
+        raster = self.raster
+        for size in (1 / 24, 1 / 240):
+            cross = (w * value.conj())[:, None, :] * model[None]  # (T, N, K)
+            phase = np.exp(2j * np.pi * (self.index @ raster.T))  # (K, R)
+            overlap = (cross.reshape(-1, cross.shape[-1]) @ phase).real.reshape(*cross.shape[:2], -1)
+            misfit = (power[:, :, None] - 2 * overlap) / self.norm[:, None, None]
+            best_thickness = misfit.min(1)  # (T, R)
+            total = best_thickness.mean(0)
+            i = int(total.argmin())
+            origin = raster[i]
+            step = (np.arange(-12, 13) * size / 10)[:, None] * np.ones(25)[None, :]
+            raster = origin + np.stack([step.ravel(), step.T.ravel()], axis=1)
+        return (
+            float(total[i]),
+            (float(origin[0]), float(origin[1])),
+            self.thickness[misfit[:, :, i].argmin(1)],
+        )
+
+    def residual(self, microscope: Microscope, origin: Floats, thickness: Ints) -> Floats:
+        """Return weighted differences (2·T·K,), so that their mean square over places is the misfit."""
+        levels, inverse = np.unique(thickness, return_inverse=True)
+        model = self.coefficients(microscope, levels)[inverse]
+        model = model * np.exp(2j * np.pi * (self.index @ origin))
+        d = np.sqrt(self.averages.weight) * (model - self.averages.value) / np.sqrt(self.norm)[:, None]
+        return np.concatenate([d.real.ravel(), d.imag.ravel()]) / np.sqrt(len(thickness))
+
+
+def scan_focus(match: CellMatch, microscope: Microscope) -> list[tuple[float, float]]:
+    """Return (misfit, C1 in Å) over the range of C1 that the prior allows, best first."""
+    i = INDEX["c1"]
+    mean, sigma = microscope.mean[i], microscope.sigma[i]
+    low, high = max(C1_RANGE_A[0], mean - 3 * sigma), min(C1_RANGE_A[1], mean + 3 * sigma)
+    levels = np.arange(low, high + 1, 6.0)
+    return sorted((match.best(microscope.with_values(c1=float(c)))[0], float(c)) for c in levels)
+
+
+def search_space(microscope: Microscope, centre_c1: float) -> SearchSpace:
+    """Return the box of the global search: two prior standard deviations, C1 around the best of the scan."""
+    parameters = []
+    for name in SEARCHED:
+        i = INDEX[name]
+        p = PARAMETERS[i]
+        mean, sigma = microscope.mean[i], microscope.sigma[i]
+        if name == "c1":
+            low, high = centre_c1 - 40, centre_c1 + 40
+        elif name == "vibration_xx":
+            low, high = 0.005, max(0.12, mean + 2 * sigma)
+        else:
+            low, high = mean - 2 * sigma, mean + 2 * sigma
+        parameters.append(Parameter(name, max(low, p.low), min(high, p.high), "Å or rad"))
+    return SearchSpace(tuple(parameters))
+
+
+def with_searched(microscope: Microscope, vector: Floats) -> Microscope:
+    """Return the microscope with the searched parameters set; vibration is isotropic at this stage."""
+    changes = {n: float(v) for n, v in zip(SEARCHED, vector, strict=True)}
+    changes["vibration_yy"] = changes["vibration_xx"]
+    return microscope.with_values(**changes)
+
+
+def search(
+    match: CellMatch,
+    microscope: Microscope,
+    seed: int,
+    budget: int,
+    report: Callable[[int, float], None] = lambda trials, best: None,
+) -> Hypothesis:
+    """Return the best lens for one orientation: focus scan, trust-region Bayesian optimisation, least squares.
+
+    The objective is the logarithm of the misfit plus the prior; end points of the least squares refinement enter
+    the search, so both compete.
+    """
+    scan = scan_focus(match, microscope)
+    space = search_space(microscope, scan[0][1])
+    optimiser = TrustRegionSearch(space, seed=seed, batch=8)
+    start = np.array([microscope[n] for n in SEARCHED])
+    for _, c1 in scan[:3]:
+        start[0] = np.clip(c1, space.low[0], space.high[0])
+        optimiser.add(start.copy(), np.log(match.best(with_searched(microscope, start))[0]))
+    polished = _polish(match, microscope, start_from(optimiser, space))
+    optimiser.add(*polished)
+    trials = 0
+    while trials < budget:
+        for trial in optimiser.ask():
+            value = np.log(match.best(with_searched(microscope, trial.vector))[0])
+            optimiser.tell(trial.id, float(value))
+            trials += 1
+        best = optimiser.best
+        assert best is not None
+        report(trials, float(np.exp(best.value)))
+        if trials % 48 == 0 and best.value < polished[1] - 1e-3:
+            polished = _polish(match, microscope, best.vector)
+            optimiser.add(*polished)
+    best = optimiser.best
+    assert best is not None
+    vector, _ = _polish(match, microscope, best.vector)
+    final = with_searched(microscope, vector)
+    misfit, origin, thickness = match.best(final)
+    return Hypothesis(match.frame, final, origin, thickness, misfit)
+
+
+def start_from(optimiser: TrustRegionSearch, space: SearchSpace) -> Floats:
+    """Return the best vector so far."""
+    best = optimiser.best
+    return space.from_unit(np.full(space.dimension, 0.5)) if best is None else best.vector
+
+
+def _polish(match: CellMatch, microscope: Microscope, vector: Floats) -> tuple[Floats, float]:
+    """Least squares from a point with thickness held, then enumerated again; returns the better vector and value."""
+    space = search_space(microscope, float(vector[0]))
+    index = [INDEX[n] for n in SEARCHED]
+    step = np.array([PARAMETERS[i].step for i in index])
+    sigma = microscope.sigma[index]
+    noise = 0.05  # model error of perfect repeated cells, as a share of the contrast
+    best = np.asarray(vector, dtype=float), float(np.log(match.best(with_searched(microscope, vector))[0]))
+    for _ in range(3):
+        misfit, origin, thickness = match.best(with_searched(microscope, best[0]))
+
+        def residual(x: Floats, thickness: Ints = thickness) -> Floats:
+            lens = with_searched(microscope, x[: len(step)] * step)
+            return match.residual(lens, x[len(step) :], thickness) / noise
+
+        def model(x: Floats, residual: Callable[[Floats], Floats] = residual) -> tuple[Floats, Floats]:
+            r = residual(x)
+            h = np.concatenate([np.full(len(step), 0.2), np.full(2, 1e-3)])
+            jacobian = np.stack(
+                [(residual(x + h[i] * e) - r) / h[i] for i, e in enumerate(np.eye(len(x)))], axis=1
+            )
+            return r, jacobian
+
+        fit = levenberg_marquardt(
+            model,
+            np.concatenate([best[0] / step, origin]),
+            lower=np.concatenate([space.low / step, np.full(2, -np.inf)]),
+            upper=np.concatenate([space.high / step, np.full(2, np.inf)]),
+            prior_mean=np.concatenate([microscope.mean[index] / step, np.zeros(2)]),
+            prior_sigma=np.concatenate([sigma / step, np.full(2, np.inf)]),
+            max_evaluations=12,
+        )
+        vector = fit.x[: len(step)] * step
+        value = float(np.log(match.best(with_searched(microscope, vector))[0]))
+        if value > best[1] - 1e-3:
+            return min(best, (vector, value), key=lambda b: b[1])
+        best = vector, value
+    return best
+
+
+def rank_orientations(
+    averages: CellAverages, projection: Projection, lattice: Lattice, microscope: Microscope, pixel: float
+) -> list[tuple[float, CellMatch]]:
+    """Return the distinct orientations with the misfit of their focus scan, best first."""
+    found: list[tuple[float, CellMatch]] = []
+    for symmetry in orientations(projection):
+        match = CellMatch(averages, projection, lattice.frame * pixel, symmetry, microscope.energy)
+        match.pixel = pixel
+        scan = scan_focus(match, microscope)
+        # Orientations that the projected structure cannot tell apart give the same image; the first stands for them.
+        if not any(abs(scan[0][0] - f) < 1e-4 * f for f, _ in found):
+            found.append((scan[0][0], match))
+    return sorted(found, key=lambda f: f[0])
+
+
+def thickness_at(points: Floats, averages: CellAverages, hypothesis: Hypothesis, plane: float) -> Floats:
+    """Return the thickness (Å) at points (N, 2) row, col by smooth weighting of the places' values."""
+    distance = np.linalg.norm(points[:, None] - averages.centre[None], axis=-1)
+    spacing = (
+        max(
+            float(
+                np.sort(np.linalg.norm(averages.centre[None] - averages.centre[:, None], axis=-1), 1)[
+                    :, 1:2
+                ].mean()
+            ),
+            1.0,
+        )
+        if len(averages.centre) > 1
+        else 1.0
+    )
+    near = np.exp(-0.5 * (distance / spacing) ** 2) + 1e-6 / (1 + (distance / spacing) ** 2)
+    return (near * hypothesis.thickness).sum(1) / near.sum(1) * plane

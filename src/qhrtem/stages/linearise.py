@@ -1,0 +1,235 @@
+"""The image as a quadratic model in everything at once: imaging parameters, positions, and whole-atom moves.
+
+Each column acts in its own window, so the normal matrix is assembled from overlapping windows alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qhrtem.model.microscope import PARAMETERS
+from qhrtem.model.window import Move, Response, SiteChange, Tangent, WindowModel
+from qhrtem.specimen.columns import ColumnModel
+from qhrtem.stages.objective import Bench, State
+
+Floats = NDArray[np.float64]
+# Ends of a column move by up to this many sites in one round.
+REACH = 2
+
+
+@dataclass(frozen=True)
+class EndMove:
+    """One end of a column moved by some sites; positive = along the beam."""
+
+    column: int
+    end: int  # 0 = first, 1 = last
+    sites: int  # change of the site number
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """Normal equations of the weighted residual: cost change ≈ -2 gᵀz + zᵀNz.
+
+    z holds the imaging parameters (in units of their steps), position shifts (Å), and moves (0 or 1).
+    """
+
+    imaging: list[int]  # (P,) index into PARAMETERS
+    tangents: list[tuple[int, int, int]]  # (T,) column, group, axis
+    moves: list[EndMove]  # (M,)
+    matrix: Floats  # (P+T+M, P+T+M)
+    gradient: Floats  # (P+T+M,)
+
+    @property
+    def continuous(self) -> int:
+        """Number of continuous unknowns P + T."""
+        return len(self.imaging) + len(self.tangents)
+
+
+def end_move(columns: ColumnModel, move: EndMove) -> Move:
+    """Return the atoms that an end move adds or removes."""
+    c, n = move.column, move.sites
+    if move.end == 0:
+        first = int(columns.first[c])
+        sites = tuple(range(first, first + n)) if n > 0 else tuple(range(first + n, first))
+        sign = -1 if n > 0 else 1
+    else:
+        last = int(columns.last[c])
+        sites = tuple(range(last + 1, last + n + 1)) if n > 0 else tuple(range(last + n + 1, last + 1))
+        sign = 1 if n > 0 else -1
+    return Move((SiteChange(sites, sign),))
+
+
+def possible_moves(columns: ColumnModel, c: int) -> list[EndMove]:
+    """Return the end moves of a column that leave at least one atom in it."""
+    number = int(columns.last[c] - columns.first[c] + 1)
+    out = []
+    reach = REACH if len(columns.kind_of(c).sites) > 1 else 1
+    for end in (0, 1):
+        for n in range(-reach, reach + 1):
+            removed = n if end == 0 else -n
+            if n and removed < number:
+                out.append(EndMove(c, end, n))
+    return out
+
+
+def linearise(
+    bench: Bench,
+    state: State,
+    imaging: list[int],
+    positions: list[int],
+    moving: dict[int, list[EndMove]],
+    tick: Callable[[float], None] = lambda fraction: None,
+) -> Quadratic:
+    """Return the quadratic model around a state.
+
+    imaging: imaging parameters; positions: columns whose element groups may shift; moving: the end moves to try, by
+    column; tick: told the finished fraction.
+    """
+    columns = state.columns
+    window = WindowModel(bench.model, columns, state.microscope)
+    image = window.image() + state.diffuse
+    weight = bench.misfit.weight(image).numpy()
+    residual = (bench.misfit.measured - image).numpy() * weight
+    tangents: list[tuple[int, int, int]] = []
+    moves: list[EndMove] = []
+    with_position = set(positions)
+    tasks: list[tuple[int, NDArray[np.int64], list[Move | Tangent]]] = []
+    for c in sorted(with_position | set(moving)):
+        changes: list[Move | Tangent] = []
+        code: list[int] = []  # tangents as themselves, moves as -1 - number
+        if c in with_position and columns.last[c] >= columns.first[c]:
+            for group in present_groups(columns, c):
+                for axis in (0, 1):
+                    changes.append(Tangent(group, axis))
+                    code.append(len(tangents))
+                    tangents.append((c, group, axis))
+        for m in moving.get(c, ()):
+            changes.append(end_move(columns, m))
+            code.append(-1 - len(moves))
+            moves.append(m)
+        if changes:
+            tasks.append((c, np.array(code, dtype=np.int64), changes))
+    blocks: list[tuple[NDArray[np.int64], Response]] = []
+    # Columns are independent; threads overlap because the transforms release the interpreter lock.
+    with torch.inference_mode(), ThreadPoolExecutor(bench.workers) as pool:
+        for n, response in enumerate(pool.map(lambda t: window.respond(t[0], t[2]), tasks)):
+            blocks.append((tasks[n][1], response))
+            tick((n + 1) / len(tasks))
+    jacobian = bench.global_jacobian(state, imaging)
+    matrix, gradient = _assemble(jacobian, blocks, weight, residual, len(tangents), len(moves))
+    return Quadratic(list(imaging), tangents, moves, matrix, gradient)
+
+
+def present_groups(columns: ColumnModel, c: int) -> list[int]:
+    """Return the element groups that have at least one atom in a column."""
+    sites = columns.kind_of(c).sites
+    n = len(sites)
+    present = {sites[s % n].group for s in range(int(columns.first[c]), int(columns.last[c]) + 1)}
+    return sorted(present)
+
+
+def _assemble(
+    jacobian: NDArray[np.float32],
+    blocks: list[tuple[NDArray[np.int64], Response]],
+    weight: NDArray[np.float32],
+    residual: NDArray[np.float32],
+    tangents: int,
+    moves: int,
+) -> tuple[Floats, Floats]:
+    p = len(jacobian)
+    size = p + tangents + moves
+    matrix = np.zeros((size, size))
+    gradient = np.zeros(size)
+    flat = jacobian.reshape(p, -1)
+    matrix[:p, :p] = (flat * weight.ravel()) @ flat.T
+    gradient[:p] = flat @ residual.ravel()
+    rows, cols = weight.shape
+    placed = []
+    for code, response in blocks:
+        index = np.where(code >= 0, p + code, p + tangents - 1 - code)
+        n = response.change.shape[-1]
+        r, c = np.arange(response.row, response.row + n), np.arange(response.col, response.col + n)
+        r_in, c_in = np.flatnonzero((r >= 0) & (r < rows)), np.flatnonzero((c >= 0) & (c < cols))
+        if not len(r_in) or not len(c_in):
+            continue
+        change = response.change[:, r_in[0] : r_in[-1] + 1, c_in[0] : c_in[-1] + 1]
+        r0, c0 = response.row + r_in[0], response.col + c_in[0]
+        area = (slice(r0, r0 + len(r_in)), slice(c0, c0 + len(c_in)))
+        weighted = change * weight[area]
+        gradient[index] = change.reshape(len(index), -1) @ residual[area].ravel()
+        if p:
+            cross = weighted.reshape(len(index), -1) @ jacobian[(slice(None), *area)].reshape(p, -1).T
+            matrix[np.ix_(index, range(p))] = cross
+            matrix[np.ix_(range(p), index)] = cross.T
+        placed.append((index, r0, c0, change, weighted))
+    placed.sort(key=lambda b: b[1])
+    for a, (ia, ra, ca, _, wa) in enumerate(placed):
+        na, ma = wa.shape[1:]
+        for ib, rb, cb, changed, _ in placed[a:]:
+            if rb >= ra + na:
+                break
+            nb, mb = changed.shape[1:]
+            r0, r1, c0, c1 = max(ra, rb), min(ra + na, rb + nb), max(ca, cb), min(ca + ma, cb + mb)
+            if r1 <= r0 or c1 <= c0:
+                continue
+            left = wa[:, r0 - ra : r1 - ra, c0 - ca : c1 - ca].reshape(len(ia), -1)
+            right = changed[:, r0 - rb : r1 - rb, c0 - cb : c1 - cb].reshape(len(ib), -1)
+            product = left @ right.T
+            matrix[np.ix_(ia, ib)] = product
+            matrix[np.ix_(ib, ia)] = product.T
+    return matrix, gradient
+
+
+def prior_normal(
+    state: State, quadratic: Quadratic, ideal_sigma: float, group_sigma: float
+) -> tuple[Floats, Floats]:
+    """Return the diagonal prior precision and its gradient for the continuous unknowns of a quadratic model.
+
+    ideal_sigma: Å, how far columns may stand from the ideal lattice; group_sigma: Å, how far a lighter element of a
+    column may shift against its heaviest, beyond the crystal's own offset.
+    """
+    p, t = len(quadratic.imaging), len(quadratic.tangents)
+    precision, gradient = np.zeros((p + t, p + t)), np.zeros(p + t)
+    m = state.microscope
+    for a, i in enumerate(quadratic.imaging):
+        step = PARAMETERS[i].step
+        w = (step / m.sigma[i]) ** 2
+        precision[a, a] = w
+        gradient[a] = w * (m.mean[i] - m.values[i]) / step
+    place = {key: p + n for n, key in enumerate(quadratic.tangents)}
+    shift = state.columns.shift
+    for (c, group, axis), a in place.items():
+        if group == 0 or (c, 0, axis) not in place:
+            w = 1 / ideal_sigma**2
+            precision[a, a] += w
+            gradient[a] -= w * shift[c, group, axis]
+        else:
+            b = place[c, 0, axis]
+            w = 1 / group_sigma**2
+            difference = shift[c, group, axis] - shift[c, 0, axis]
+            precision[[a, b], [a, b]] += w
+            precision[a, b] -= w
+            precision[b, a] -= w
+            gradient[a] -= w * difference
+            gradient[b] += w * difference
+    return precision, gradient
+
+
+def prior_cost(state: State, imaging: list[int], ideal_sigma: float, group_sigma: float) -> float:
+    """Return minus twice the log prior of a state, the same terms as `prior_normal`."""
+    m = state.microscope
+    i = np.array(imaging, dtype=int)
+    cost = float((((m.values[i] - m.mean[i]) / m.sigma[i]) ** 2).sum()) if len(i) else 0.0
+    c = state.columns
+    occupied = c.last >= c.first
+    cost += float((c.shift[occupied, 0] ** 2).sum()) / ideal_sigma**2
+    for group in range(1, c.shift.shape[1]):
+        has = occupied & (np.array([len(c.kind_of(n).groups) for n in range(len(c))]) > group)
+        cost += float(((c.shift[has, group] - c.shift[has, 0]) ** 2).sum()) / group_sigma**2
+    return cost

@@ -1,0 +1,131 @@
+"""What is compared with the image: measured intensities, their variance, and the current state of knowledge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qhrtem.model.forward import Field, ForwardModel
+from qhrtem.model.micrograph import Micrograph
+from qhrtem.model.microscope import Microscope
+from qhrtem.specimen.columns import ColumnModel
+
+# Part of the absorptive form factor used in the fast coherent image. The rest of what leaves the coherent wave
+# returns to the image as diffuse intensity; the remaining difference is carried by `State.diffuse`.
+EFFECTIVE_ABSORPTION = 0.35
+
+
+@dataclass(frozen=True)
+class State:
+    """What the run knows: structure, microscope, and the thermal correction computed for them."""
+
+    columns: ColumnModel
+    microscope: Microscope
+    diffuse: Tensor | float = 0.0  # image grid, added to the coherent image
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """A measured image on the image grid with its noise and the pixels that count."""
+
+    measured: Tensor  # image grid, vacuum = 1
+    used: Tensor  # image grid, bool
+    electrons: float  # vacuum electrons per pixel
+    readout_variance: float
+
+    def variance(self, image: Tensor) -> Tensor:
+        """Return the variance expected at a model intensity, image grid."""
+        return torch.clamp(image, min=0.02) / self.electrons + self.readout_variance
+
+    def weight(self, image: Tensor) -> Tensor:
+        """Return 1/variance on used pixels and zero elsewhere."""
+        return torch.where(self.used, 1 / self.variance(image), torch.zeros(()))
+
+    def cost(self, image: Tensor) -> float:
+        """Return minus twice the log likelihood up to a constant: Σ (r²/v + ln v) over used pixels."""
+        v = self.variance(image)[self.used].double()
+        r = (self.measured - image)[self.used].double()
+        return float((r * r / v + torch.log(v * self.electrons)).sum())
+
+    def reduced_chi2(self, image: Tensor, where: Tensor | None = None) -> float:
+        """Return mean r²/v over used pixels, or over those of `where` that are used."""
+        mask = self.used if where is None else self.used & where
+        v = self.variance(image)[mask].double()
+        r = (self.measured - image)[mask].double()
+        return float((r * r / v).mean()) if len(v) else float("nan")
+
+    @property
+    def pixels(self) -> int:
+        """Number of used pixels."""
+        return int(self.used.sum())
+
+
+def make_misfit(micrograph: Micrograph, field: Field, border: float = 1.5) -> Misfit:
+    """Return the misfit of a micrograph on a field, leaving out a border (Å) that outside columns disturb."""
+    used = micrograph.valid & np.isfinite(micrograph.intensity)
+    n = int(np.ceil(border / field.detector_pixel))
+    if n:
+        frame = np.zeros_like(used)
+        frame[n:-n, n:-n] = True
+        used = used & frame
+    intensity = np.where(np.isfinite(micrograph.intensity), micrograph.intensity, 1.0)
+    measured = torch.as_tensor(field.embed(intensity.astype(np.float32), 1.0), device=field.grid.device)
+    return Misfit(
+        measured,
+        torch.as_tensor(field.embed(used, False), device=field.grid.device),
+        micrograph.electrons_per_pixel,
+        micrograph.readout_variance,
+    )
+
+
+@dataclass
+class Bench:
+    """The forward model and the misfit of one fit, with the exit wave of the last structure kept."""
+
+    model: ForwardModel
+    misfit: Misfit
+    workers: int = 1  # threads over columns
+    _key: object = None
+    _spectrum: tuple[Tensor, float] | None = field(default=None, repr=False)
+
+    def image(self, state: State) -> Tensor:
+        """Return the full image of a state; lens changes alone reuse the exit wave."""
+        m = state.microscope
+        key = (id(state.columns), m["tilt_x"], m["tilt_y"], m["b_scale"], m["absorption"])
+        if self._key != key or self._spectrum is None:
+            self._spectrum = self.model.exit_spectrum(state.columns, m)
+            self._key, self._held = key, state.columns
+        return self.model.image_of(*self._spectrum, m) + state.diffuse
+
+    def cost(self, state: State) -> float:
+        """Return the misfit cost of a state without priors."""
+        return self.misfit.cost(self.image(state))
+
+    def chi2(self, state: State) -> float:
+        """Return the reduced χ² of a state over the used pixels."""
+        return self.misfit.reduced_chi2(self.image(state))
+
+    def global_jacobian(self, state: State, index: list[int]) -> NDArray[np.float32]:
+        """Return ∂image/∂(imaging parameter)·step, (P, rows, cols), by central differences of one step."""
+        from qhrtem.model.microscope import PARAMETERS
+
+        out = []
+        for i in sorted(index, key=lambda i: PARAMETERS[i].structural):
+            p = PARAMETERS[i]
+            v = state.microscope.values[i]
+            up, down = min(v + p.step / 2, p.high), max(v - p.step / 2, p.low)
+            images = [
+                self.image(replace(state, microscope=state.microscope.with_vector([i], np.array([x]))))
+                for x in (up, down)
+            ]
+            out.append((i, (images[0] - images[1]) * (p.step / (up - down))))
+        order = {i: d for i, d in out}
+        return (
+            torch.stack([order[i] for i in index]).numpy()
+            if index
+            else np.zeros((0, *self.misfit.used.shape))
+        )

@@ -1,0 +1,236 @@
+"""The stages of a fit in order: calibrate, imaging, counts, positions, surfaces, joint; micrograph in, twin out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from qhrtem.calibrate.intensity import normalise
+from qhrtem.calibrate.lattice import Lattice, register
+from qhrtem.errors import InputError, QualityError
+from qhrtem.model.diffuse import diffuse_image
+from qhrtem.model.forward import ForwardModel
+from qhrtem.model.micrograph import Micrograph, RawImage
+from qhrtem.model.microscope import INDEX
+from qhrtem.model.twin import Step, Twin
+from qhrtem.plan import Plan
+from qhrtem.specimen.crystal import Crystal, Projection, project
+from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
+from qhrtem.stages.counts import count_round
+from qhrtem.stages.imaging import CellAverages, Hypothesis, cell_averages, rank_orientations, search
+from qhrtem.stages.joint import refine
+from qhrtem.stages.objective import Bench, State, make_misfit
+from qhrtem.stages.result import Evidence, make_twin
+from qhrtem.stages.start import Start, planned_microscope, start_field
+from qhrtem.stages.surfaces import outline_round
+
+Report = Callable[[Step], None]
+
+LENS = (
+    *("c1", "a1_x", "a1_y", "b2_x", "b2_y", "a2_x", "a2_y", "c3", "s3_x", "s3_y", "a3_x", "a3_y"),
+    *("focal_spread", "semi_convergence", "vibration_xx", "vibration_yy", "vibration_xy"),
+    *("tilt_x", "tilt_y", "b_scale", "scale"),
+)
+SHIFT = ("shift_x", "shift_y")
+TRIALS = 96  # simulations of the global search over imaging parameters, for each orientation
+TIE = 1.3  # orientations within this factor of the best misfit are kept until the whole field decides
+PHONON_PAIRS = (3, 6, 8)  # frozen-phonon pairs of the first, middle and last thermal correction
+COUNT_ROUNDS = 10
+LEAST_CHI2_GAIN = 2.0  # a round of count moves that gains less has converged
+
+
+@dataclass
+class _Log:
+    """Sends progress to the caller with the time since the start."""
+
+    report: Report
+    begin: float = field(default_factory=time.monotonic)
+    steps: list[Step] = field(default_factory=list)
+    numbers: dict[str, int] = field(default_factory=dict)
+
+    def __call__(self, stage: str, chi2: float, note: str = "") -> None:
+        number = self.numbers.get(stage, 0)
+        self.numbers[stage] = number + 1
+        step = Step(stage, number, float(chi2), time.monotonic() - self.begin, note)
+        self.steps.append(step)
+        self.report(step)
+
+
+def fit_image(plan: Plan, raw: RawImage, crystal: Crystal, progress: Report = lambda step: None) -> Twin:
+    """Return the digital twin of one micrograph.
+
+    Raises `InputError` when the image cannot be used and `QualityError` when no model of this crystal describes it.
+    """
+    log = _Log(progress)
+    projection = project(crystal, plan.structure.zone_axis)
+    with torch.inference_mode():
+        micrograph, lattice = calibrate(plan, raw, projection, log)
+        averages, hypotheses = imaging(plan, micrograph, lattice, projection, log)
+        bench, state, start, others = choose(micrograph, lattice, projection, averages, hypotheses, log)
+        state, evidence = structure(plan, bench, state, start, log)
+        notes = (*crystal.notes, *micrograph.notes, *_assumed(plan, raw), *others)
+        return make_twin(plan, bench, state, start, lattice, micrograph, evidence, tuple(log.steps), notes)
+
+
+def calibrate(plan: Plan, raw: RawImage, projection: Projection, log: _Log) -> tuple[Micrograph, Lattice]:
+    """Return the image on the absolute scale and the lattice in it."""
+    pixel = stated_pixel(plan, raw)
+    micrograph = normalise(raw, plan.image, pixel)
+    lattice = register(micrograph.intensity, micrograph.valid, pixel, projection, raw.path)
+    log(
+        "calibrate",
+        float("nan"),
+        f"pixel {lattice.pixel_size_A:.4f} Å ({100 * (lattice.pixel_size_A / pixel - 1):+.2f} %), "
+        f"rotation {lattice.rotation_deg:.2f}°, {100 * lattice.crystal.mean():.0f} % crystal",
+    )
+    return micrograph, lattice
+
+
+def stated_pixel(plan: Plan, raw: RawImage) -> float:
+    """Return the pixel size in Å that the plan or else the file states."""
+    if plan.image.pixel_size_A is not None:
+        return plan.image.pixel_size_A
+    if raw.pixel_size_A is None:
+        raise InputError(
+            f"{raw.path}: the file states no pixel size; give pixel_size_A in [image] (within 12 %, the lattice "
+            "refines it)"
+        )
+    row, col = raw.pixel_size_A
+    if abs(row / col - 1) > 0.02:
+        raise InputError(
+            f"{raw.path}: pixels must be square, the file states {row:g} × {col:g} Å; resample the image first"
+        )
+    return float(np.sqrt(row * col))
+
+
+def imaging(
+    plan: Plan, micrograph: Micrograph, lattice: Lattice, projection: Projection, log: _Log
+) -> tuple[CellAverages, list[Hypothesis]]:
+    """Return repeated-cell averages and the orientations that describe them, each with its best lens."""
+    microscope = planned_microscope(plan, micrograph.scale_sigma)
+    averages = cell_averages(micrograph, lattice, lattice.pixel_size_A)
+    ranked = rank_orientations(averages, projection, lattice, microscope, lattice.pixel_size_A)
+    log("imaging", ranked[0][0], f"{len(ranked)} orientations, C1 scanned")
+    found: list[Hypothesis] = []
+    for misfit, match in ranked[:4]:
+        if misfit > 2.0 * ranked[0][0]:
+            break
+        found.append(
+            search(
+                match, microscope, plan.run.seed, TRIALS, lambda n, best: log("imaging", best, f"trial {n}")
+            )
+        )
+    found.sort(key=lambda h: h.misfit)
+    if found[0].misfit > 0.6:
+        raise QualityError(
+            f"no lens and thickness explain the image as {projection.crystal.name} along {list(projection.zone)}: "
+            f"{100 * found[0].misfit:.0f} % of the lattice contrast is left over; check CIF, zone axis and vacuum level"
+        )
+    return averages, [h for h in found if h.misfit < TIE * found[0].misfit]
+
+
+def choose(
+    micrograph: Micrograph,
+    lattice: Lattice,
+    projection: Projection,
+    averages: CellAverages,
+    hypotheses: list[Hypothesis],
+    log: _Log,
+) -> tuple[Bench, State, Start, tuple[str, ...]]:
+    """Return the whole-field model of the orientation that the field prefers, its lens refined."""
+    results = []
+    for hypothesis in hypotheses:
+        start = start_field(micrograph, lattice, projection, averages, hypothesis)
+        model = ForwardModel(start.field, start.microscope.energy)
+        bench = Bench(model, make_misfit(micrograph, start.field), os.cpu_count() or 1)
+        state = State(start.columns, start.microscope)
+        state = corrected(bench, state, PHONON_PAIRS[0], np.random.default_rng(0))
+        log("imaging", bench.chi2(state), "first model of the field")
+        lens = _free(state, (*LENS, *SHIFT))
+        refined = refine(
+            bench, state, lens, [], 6, report=lambda s, c, b=bench: log("imaging", b.chi2(s), "field")
+        )  # type: ignore[misc]
+        results.append((refined.cost, bench, refined.state, start))
+    results.sort(key=lambda r: r[0])
+    notes = []
+    if len(results) > 1:
+        notes.append(
+            f"{len(results)} orientations of the crystal were compared on the whole field; the other one fits worse by "
+            f"Δχ² = {results[1][0] - results[0][0]:.0f}."
+        )
+    _, bench, state, start = results[0]
+    return bench, state, start, tuple(notes)
+
+
+def corrected(bench: Bench, state: State, pairs: int, generator: np.random.Generator) -> State:
+    """Return the state with its thermal diffuse correction computed anew."""
+    diffuse = diffuse_image(bench.model, state.columns, state.microscope, pairs, generator)
+    return replace(state, diffuse=diffuse)
+
+
+def _free(state: State, names: tuple[str, ...]) -> list[int]:
+    return [INDEX[n] for n in names if state.microscope.sigma[INDEX[n]] > 0]
+
+
+def structure(plan: Plan, bench: Bench, state: State, start: Start, log: _Log) -> tuple[State, Evidence]:
+    """Return the fitted state: counts, positions and surfaces alternate until no move improves the posterior."""
+    generator = np.random.default_rng([plan.run.seed, 1])
+    lens = _free(state, LENS)
+    neighbours = Neighbours.within(state.columns, neighbour_radius(state.columns.projection))
+    surface = SurfaceEnergy(neighbours)
+    support = NeighbourStep(neighbours, 6.0)
+    rejected: dict[str, int] = {}
+    eligible = {int(c) for c in np.flatnonzero(start.eligible)}
+
+    def occupied() -> list[int]:
+        return [int(c) for c in np.flatnonzero(state.columns.last >= state.columns.first)]
+
+    state = refine(bench, state, lens, occupied(), 1).state
+    log("positions", bench.chi2(state))
+    for number in range(COUNT_ROUNDS):
+        done = count_round(bench, state, lens, occupied(), occupied(), surface, support, rejected)
+        state = done.state
+        log("counts", bench.chi2(state), f"{done.changed} columns changed")
+        if number in (0, 1, 3):
+            state, changed = outline_round(bench, state, lens, occupied(), eligible, neighbours)
+            log("surfaces", bench.chi2(state), f"{changed} rim columns changed")
+        if number in (0, 2):
+            state = corrected(bench, state, PHONON_PAIRS[min(number, 1)], generator)
+            log("counts", bench.chi2(state), "thermal diffuse intensity renewed")
+        elif number > 2 and done.gain < LEAST_CHI2_GAIN:
+            break
+    state = corrected(bench, state, PHONON_PAIRS[2], generator)
+    refined = refine(bench, state, lens, occupied(), 2, report=lambda s, c: log("joint", bench.chi2(s)))
+    state = refined.state
+    final = count_round(bench, state, lens, occupied(), occupied(), surface, support, rejected)
+    log("joint", bench.chi2(final.state), f"{final.changed} columns changed")
+    return final.state, Evidence(lens, refined, final, surface, support, rejected)
+
+
+def neighbour_radius(projection: Projection) -> float:
+    """Return a distance (Å) that reaches the first shell of neighbouring columns and little more."""
+    points = np.array([k.fractional for k in projection.kinds]) @ projection.vectors
+    cells = np.array([(i, j) for i in range(-2, 3) for j in range(-2, 3)]) @ projection.vectors
+    every = (points[:, None] + cells[None]).reshape(-1, 2)
+    nearest = [np.sort(np.linalg.norm(every - p, axis=1))[1:5].mean() for p in points]
+    return 1.25 * float(np.max(nearest))
+
+
+def _assumed(plan: Plan, raw: RawImage) -> tuple[str, ...]:
+    out = []
+    if plan.image.mtf is None:
+        out.append("No MTF was given; a perfect detector was assumed, which inflates the vibration.")
+    if plan.microscope.c3_um is None:
+        out.append("C3 was not given; -15 ± 1 µm was assumed.")
+    if plan.microscope.focal_spread_nm is None:
+        out.append("The focal spread was not given; 3.0 ± 0.3 nm was assumed.")
+    if plan.microscope.semi_convergence_mrad is None:
+        out.append("The semi-convergence was not given; 0.3 ± 0.1 mrad was assumed.")
+    if plan.image.pixel_size_A is None:
+        out.append(f"The pixel size was taken from the file ({raw.path}) as a starting value.")
+    return tuple(out)

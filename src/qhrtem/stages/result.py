@@ -1,0 +1,339 @@
+"""What is claimed: the fitted state as a digital twin, with uncertainties and quality gates."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from qhrtem.calibrate.lattice import Lattice
+from qhrtem.model.micrograph import Micrograph
+from qhrtem.model.microscope import INDEX, PARAMETERS, Microscope
+from qhrtem.model.twin import Atoms, ColumnTable, Estimate, Gate, Match, Step, Twin
+from qhrtem.plan import Plan
+from qhrtem.specimen.columns import ColumnModel
+from qhrtem.specimen.crystal import atomic_number
+from qhrtem.specimen.rules import NeighbourStep, SurfaceEnergy
+from qhrtem.stages.counts import CountRound, Descent, Profile
+from qhrtem.stages.joint import Refined
+from qhrtem.stages.objective import Bench, State
+from qhrtem.stages.start import Start
+
+Floats = NDArray[np.float64]
+CORRELATION_A = 0.4  # scale on which a wrong model shows and shot noise does not: about the width of a column
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the uncertainties are computed from."""
+
+    imaging: list[int]
+    refined: Refined
+    final: CountRound
+    surface: SurfaceEnergy
+    support: NeighbourStep
+    rejected: dict[str, int]
+
+
+def make_twin(
+    plan: Plan,
+    bench: Bench,
+    state: State,
+    start: Start,
+    lattice: Lattice,
+    micrograph: Micrograph,
+    evidence: Evidence,
+    history: tuple[Step, ...],
+    notes: tuple[str, ...],
+) -> Twin:
+    """Return the twin of a fitted state."""
+    keep = np.flatnonzero(state.columns.last >= state.columns.first)
+    image = bench.image(state)
+    match = _match(bench, image, lattice)
+    inflation = model_error(match, lattice.pixel_size_A)
+    sigma = position_sigma(state, evidence, np.sqrt(inflation))
+    probability = count_probability(state.columns, evidence, inflation)
+    table = _table(state, start, keep, sigma, probability)
+    chi2 = _chi2(match, match.crystal)
+    vacuum = _chi2(match, ~match.crystal)
+    return Twin(
+        columns=table,
+        atoms=_atoms(state, start, keep, sigma),
+        microscope=_estimates(plan, state, evidence, np.sqrt(inflation)),
+        match=match,
+        pixel_size_A=lattice.pixel_size_A,
+        lattice_px=state.columns.projection.vectors @ state.columns.frame / lattice.pixel_size_A,
+        thickness_A=float(np.median(state.columns.thickness()[keep])),
+        chi2_crystal=chi2,
+        chi2_vacuum=vacuum,
+        gates=_gates(match, chi2, len(keep)),
+        history=history,
+        rules=dict(evidence.rejected),
+        notes=(
+            *notes,
+            f"Misfit that varies on the scale of a column is {inflation:.2f} times what shot noise gives; all error "
+            "bars include this factor.",
+        ),
+        provenance=_provenance(plan, micrograph),
+    )
+
+
+def _match(bench: Bench, image: torch.Tensor, lattice: Lattice) -> Match:
+    crop = bench.model.field.crop
+    misfit = bench.misfit
+    return Match(
+        measured=crop(misfit.measured).numpy().copy(),
+        simulated=crop(image).numpy().astype(np.float32),
+        sigma=torch.sqrt(crop(misfit.variance(image))).numpy().astype(np.float32),
+        used=crop(misfit.used).numpy().copy(),
+        crystal=lattice.crystal.copy(),
+    )
+
+
+def _chi2(match: Match, where: NDArray[np.bool_]) -> float:
+    pick = match.used & where
+    if not pick.any():
+        return float("nan")
+    r = (match.measured - match.simulated)[pick] / match.sigma[pick]
+    return float((r.astype(float) ** 2).mean())
+
+
+def model_error(match: Match, pixel: float) -> float:
+    """Return how much larger the column-scale residual in the crystal is than independent noise makes it (>= 1)."""
+    where = match.used & match.crystal
+    residual = np.where(where, (match.measured - match.simulated) / match.sigma, 0.0).astype(float)
+    s = CORRELATION_A / pixel
+    smooth = ndimage.gaussian_filter(residual, s)
+    expected = 1 / (4 * np.pi * s**2)  # variance of unit white noise after the same filter
+    inside = ndimage.binary_erosion(where, iterations=int(2 * s))
+    if inside.sum() < 100:
+        return 1.0
+    return max(1.0, float((smooth[inside] ** 2).mean() / expected))
+
+
+def position_sigma(state: State, evidence: Evidence, inflation: float) -> Floats:
+    """Return one standard deviation (C, G, 2) y, x in Å of the element groups; nan where not refined."""
+    out = np.full(state.columns.shift.shape, np.nan)
+    q = evidence.refined.quadratic
+    sd = np.sqrt(np.diag(evidence.refined.covariance))[len(q.imaging) :] * inflation
+    for (c, group, axis), s in zip(q.tangents, sd, strict=True):
+        out[c, group, axis] = s
+    return out
+
+
+def count_probability(columns: ColumnModel, evidence: Evidence, inflation: float) -> Floats:
+    """Return the probability (C,) that the counts of each column are exact.
+
+    From the exact changes by moving both ends of the column, with everything continuous re-optimised and the other
+    columns marginalised in the quadratic model through the largest single coupling; costs are divided by the model
+    error. Columns at the rim may also be absent.
+    """
+    model = evidence.final.model
+    descent = Descent(columns, _centred(model, evidence), evidence.surface, evidence.support)
+    out = np.full(len(columns), np.nan)
+    start = evidence.refined.state.columns
+    for n, o in enumerate(model.options):
+        chosen = _chosen(columns, model, n)
+        cost = descent.local_cost(n) / inflation
+        weight = np.exp(-0.5 * (cost - cost.min()))
+        counts = [
+            _content(start, o.column, int(f), int(last)) for f, last in zip(o.first, o.last, strict=True)
+        ]
+        same = np.array([c == counts[chosen] for c in counts])
+        out[o.column] = float(weight[same].sum() / weight.sum())
+    return out
+
+
+def _chosen(columns: ColumnModel, model: Profile, n: int) -> int:
+    o = model.options[n]
+    match = np.flatnonzero((o.first == columns.first[o.column]) & (o.last == columns.last[o.column]))
+    return int(match[0]) if len(match) else 0
+
+
+def _centred(model: Profile, evidence: Evidence) -> Profile:
+    """The move model as it stands after the last accepted moves."""
+    columns = evidence.final.state.columns
+    h = model.h.copy()
+    for n in range(len(model.options)):
+        for m in model.options[n].moves[_chosen(columns, model, n)]:
+            h -= model.g[m]
+    return replace(model, h=h)
+
+
+def _content(columns: ColumnModel, c: int, first: int, last: int) -> tuple[int, ...]:
+    kind = columns.kind_of(c)
+    sites = len(kind.sites)
+    groups = [kind.sites[s % sites].group for s in range(first, last + 1)]
+    return tuple(groups.count(g) for g in range(len(kind.groups)))
+
+
+def _slide(state: State, start: Start, z: Floats) -> Floats:
+    """Offset y, x (Å) from the position in the tilted frame at the reference plane to the true one at depth z."""
+    tilt = np.array([state.microscope["tilt_y"], state.microscope["tilt_x"]])
+    return -np.tan(tilt) * (start.field.reference_z - z)[:, None]
+
+
+def _table(
+    state: State, start: Start, keep: NDArray[np.int64], sigma: Floats, probability: Floats
+) -> ColumnTable:
+    columns, field = state.columns, start.field
+    atoms = columns.atoms()
+    elements = columns.projection.elements
+    groups = columns.group_position()
+    # Mean depth of each element group of each column.
+    size = (len(columns), columns.shift.shape[1])
+    number, depth = np.zeros(size), np.zeros(size)
+    np.add.at(number, (atoms.column, atoms.group), 1)
+    np.add.at(depth, (atoms.column, atoms.group), atoms.z)
+    depth = depth / np.maximum(number, 1)
+    true = groups + np.stack([_slide(state, start, depth[:, g]) for g in range(size[1])], axis=1)
+    true[number == 0] = np.nan
+    heaviest = np.where(number[:, 0] > 0, 0, np.argmax(number > 0, axis=1))
+    c = np.arange(len(columns))
+    position = true[c, heaviest]
+    by_element = np.full((len(columns), len(elements), 2), np.nan)
+    for k, kind in enumerate(columns.projection.kinds):
+        mine = np.flatnonzero(columns.kind == k)
+        for e, element in enumerate(elements):
+            having = [g for g, s in enumerate(kind.groups) if s.element == element]
+            if having:
+                weight = number[mine][:, having]
+                total = (np.nan_to_num(true[mine][:, having]) * weight[..., None]).sum(1)
+                mean = total / np.where(weight.sum(1) > 0, weight.sum(1), np.nan)[:, None]
+                by_element[mine, e] = mean
+    displacement = _displacement(columns, position, keep)
+    pixel = field.detector_pixel
+    sd = sigma[c, heaviest]
+    top_atom = columns.site_depth(c, columns.first)
+    bottom_atom = columns.site_depth(c, columns.last)
+    return ColumnTable(
+        kind=tuple(columns.kind_of(int(i)).name for i in keep),
+        elements=elements,
+        counts=columns.element_counts()[keep],
+        position_px=field.to_detector(position)[keep],
+        sigma_px=(sd / pixel)[keep],
+        element_position_px=field.to_detector(by_element)[keep],
+        displacement_A=displacement[keep][:, ::-1].copy(),
+        p_exact=np.nan_to_num(probability, nan=0.0)[keep],
+        top_A=(top_atom - top_atom[keep].min())[keep],
+        bottom_A=(bottom_atom - top_atom[keep].min())[keep],
+        inside=start.eligible[keep]
+        & _well_inside(field.to_detector(position)[keep], field.image_shape, pixel),
+    )
+
+
+def _well_inside(position: Floats, shape: tuple[int, int], pixel: float) -> NDArray[np.bool_]:
+    margin = 2.0 / pixel
+    limit = np.array(shape) - 1 - margin
+    return ((position > margin) & (position < limit)).all(1)
+
+
+def _displacement(columns: ColumnModel, position: Floats, keep: NDArray[np.int64]) -> Floats:
+    """Displacement y, x (Å) from the lattice that best fits the columns of the heaviest kind."""
+    weight = [max(atomic_number(s.element) for s in k.groups) for k in columns.projection.kinds]
+    reference = keep[columns.kind[keep] == int(np.argmax(weight))]
+    design = np.column_stack([columns.anchor, np.ones(len(columns))])
+    solution = np.zeros((3, 2))
+    residual = position - columns.anchor
+    good = reference
+    for _ in range(3):
+        solution = np.linalg.lstsq(design[good], residual[good], rcond=None)[0]
+        error = np.linalg.norm(residual[reference] - design[reference] @ solution, axis=1)
+        good = reference[error <= 3 * np.median(error) + 1e-3]
+    return np.asarray(residual - design @ solution)
+
+
+def _atoms(state: State, start: Start, keep: NDArray[np.int64], sigma: Floats) -> Atoms:
+    columns = state.columns
+    atoms = columns.atoms()
+    place = np.full(len(columns), -1)
+    place[keep] = np.arange(len(keep))
+    order = np.lexsort((atoms.z, place[atoms.column]))
+    xy = (atoms.position + _slide(state, start, atoms.z))[order]
+    z = atoms.z[order]
+    species = [columns.species[i] for i in atoms.species[order]]
+    sd = sigma[atoms.column, atoms.group][order]
+    origin = start.field.to_field(np.zeros(2))
+    b = state.microscope["b_scale"]
+    return Atoms(
+        element=tuple(s.element for s in species),
+        position_A=np.column_stack([xy[:, 1] - origin[1], xy[:, 0] - origin[0], z - z.min()]),
+        occupancy=np.array([s.occupancy for s in species]),
+        b_iso_A2=np.array([s.b_iso * b for s in species]),
+        sigma_A=np.column_stack([sd[:, 1], sd[:, 0], np.full(len(z), columns.projection.plane / 2)]),
+        column=place[atoms.column[order]],
+    )
+
+
+def _estimates(plan: Plan, state: State, evidence: Evidence, inflation: float) -> tuple[Estimate, ...]:
+    q = evidence.refined.quadratic
+    sd = np.sqrt(np.diag(evidence.refined.covariance))[: len(q.imaging)] * inflation
+    sigma = {i: float(s) * PARAMETERS[i].step for i, s in zip(q.imaging, sd, strict=True)}
+    m: Microscope = state.microscope
+    out = [Estimate("high_tension_kV", "high tension", m.energy / 1e3, float("nan"), "kV", False)]
+    for p in PARAMETERS:
+        i = INDEX[p.name]
+        if p.name in ("shift_x", "shift_y"):
+            continue
+        note = ""
+        if p.name == "c1":
+            note = (
+                "overfocus" if m["c1"] > 0 else "underfocus"
+            ) + ", from the lower face of the simulated box"
+        elif p.name == "absorption":
+            note = "effective, the rest returns as diffuse intensity"
+        unit = p.unit.replace("²", "2").replace("µ", "u")
+        out.append(
+            Estimate(
+                f"{p.name}_{unit}" if unit else p.name,
+                p.label,
+                m.values[i] * p.factor,
+                sigma[i] * p.factor if i in sigma else float("nan"),
+                p.unit,
+                i in sigma,
+                note,
+            )
+        )
+    return tuple(out)
+
+
+def _gates(match: Match, chi2: float, columns: int) -> tuple[Gate, ...]:
+    where = match.used & match.crystal
+    r2 = (match.measured - match.simulated)[where].astype(float) ** 2
+    unexplained = np.sqrt(max(float((r2 - match.sigma[where].astype(float) ** 2).mean()), 0.0))
+    contrast = float(match.simulated[where].std())
+    share = unexplained / max(contrast, 1e-6)
+    return (
+        Gate(
+            "unexplained contrast",
+            share,
+            0.25,
+            share <= 0.25,
+            "Misfit beyond noise, as a share of the crystal's contrast; a wrong structure or lens leaves more.",
+        ),
+        Gate(
+            "reduced chi-square of the crystal",
+            chi2,
+            2.0,
+            chi2 <= 2.0,
+            "Squared misfit over the noise expected; one for a perfect model.",
+        ),
+        Gate("columns", float(columns), 6.0, columns >= 6, "Columns needed for a registered lattice."),
+    )
+
+
+def _provenance(plan: Plan, micrograph: Micrograph) -> dict[str, str]:
+    digest = hashlib.sha256(np.ascontiguousarray(micrograph.intensity)).hexdigest()
+    return {
+        "qhrtem": version("qhrtem"),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "seed": str(plan.run.seed),
+        "image_sha256": digest,
+        "zone_axis": " ".join(str(v) for v in plan.structure.zone_axis),
+    }
