@@ -173,9 +173,13 @@ def run_fit(plan: Plan, out: Path, force: bool = False) -> Twin:
     raw, crystal = _read(plan), read_cif(plan.structure.path)
 
     # The numerics take seconds to import: after the inputs are known to be good, before anything is written.
+    import torch
+
     from qhrtem.io.twin import write_results
     from qhrtem.stages.pipeline import fit_image
 
+    # Columns are spread over threads; threads inside each small transform would only wait for one another.
+    torch.set_num_threads(1)
     folder = create_run(out, force)
     console = Console()
     try:

@@ -31,11 +31,17 @@ from qhrtem.stages.surfaces import outline_round
 
 Report = Callable[[Step], None]
 
-LENS = (
-    *("c1", "a1_x", "a1_y", "b2_x", "b2_y", "a2_x", "a2_y", "c3", "s3_x", "s3_y", "a3_x", "a3_y"),
-    *("focal_spread", "semi_convergence", "vibration_xx", "vibration_yy", "vibration_xy"),
-    *("tilt_x", "tilt_y", "b_scale", "scale"),
+# Freed first: what an image of a roughly right structure determines. The Debye–Waller scale, C3 and the focal spread
+# trade against thickness; freed while atoms are missing, they absorb the lack and lead into a wrong basin.
+EARLY = (
+    *("c1", "a1_x", "a1_y", "b2_x", "b2_y", "a2_x", "a2_y"),
+    *("vibration_xx", "vibration_yy", "vibration_xy", "tilt_x", "tilt_y"),
 )
+LENS = (
+    *(*EARLY, "c3", "s3_x", "s3_y", "a3_x", "a3_y"),
+    *("focal_spread", "semi_convergence", "b_scale", "scale"),
+)
+EARLY_ROUNDS = 2
 SHIFT = ("shift_x", "shift_y")
 TRIALS = 96  # simulations of the global search over imaging parameters, for each orientation
 TIE = 1.3  # orientations within this factor of the best misfit are kept until the whole field decides
@@ -151,11 +157,8 @@ def choose(
         state = State(start.columns, start.microscope)
         state = corrected(bench, state, PHONON_PAIRS[0], np.random.default_rng(0))
         log("imaging", bench.chi2(state), "first model of the field")
-        lens = _free(state, (*LENS, *SHIFT))
-        refined = refine(
-            bench, state, lens, [], 6, report=lambda s, c, b=bench: log("imaging", b.chi2(s), "field")
-        )  # type: ignore[misc]
-        results.append((refined.cost, bench, refined.state, start))
+        state, cost = first_lens(bench, state, start, log)
+        results.append((cost, bench, state, start))
     results.sort(key=lambda r: r[0])
     notes = []
     if len(results) > 1:
@@ -165,6 +168,26 @@ def choose(
         )
     _, bench, state, start = results[0]
     return bench, state, start, tuple(notes)
+
+
+def first_lens(bench: Bench, state: State, start: Start, log: _Log) -> tuple[State, float]:
+    """Return the state with lens and outline fitted to a structure of smooth thickness, and its cost."""
+    free = _free(state, (*EARLY, *SHIFT))
+    neighbours = Neighbours.within(state.columns, neighbour_radius(state.columns.projection))
+
+    def note(s: State, cost: float) -> None:
+        log("imaging", bench.chi2(s), "field")
+
+    state = refine(bench, state, free, [], 4, report=note).state
+    state, changed = outline_round(bench, state, _free(state, EARLY), [], eligible(start), neighbours)
+    log("surfaces", bench.chi2(state), f"{changed} rim columns changed")
+    refined = refine(bench, state, free, [], 2, report=note)
+    return refined.state, refined.cost
+
+
+def eligible(start: Start) -> set[int]:
+    """Return the columns that the image shows and that may therefore appear or vanish."""
+    return {int(c) for c in np.flatnonzero(start.eligible)}
 
 
 def corrected(bench: Bench, state: State, pairs: int, generator: np.random.Generator) -> State:
@@ -180,30 +203,30 @@ def _free(state: State, names: tuple[str, ...]) -> list[int]:
 def structure(plan: Plan, bench: Bench, state: State, start: Start, log: _Log) -> tuple[State, Evidence]:
     """Return the fitted state: counts, positions and surfaces alternate until no move improves the posterior."""
     generator = np.random.default_rng([plan.run.seed, 1])
-    lens = _free(state, LENS)
     neighbours = Neighbours.within(state.columns, neighbour_radius(state.columns.projection))
     surface = SurfaceEnergy(neighbours)
     support = NeighbourStep(neighbours, 6.0)
     rejected: dict[str, int] = {}
-    eligible = {int(c) for c in np.flatnonzero(start.eligible)}
 
     def occupied() -> list[int]:
         return [int(c) for c in np.flatnonzero(state.columns.last >= state.columns.first)]
 
-    state = refine(bench, state, lens, occupied(), 1).state
+    state = refine(bench, state, _free(state, EARLY), occupied(), 1).state
     log("positions", bench.chi2(state))
     for number in range(COUNT_ROUNDS):
+        lens = _free(state, EARLY if number < EARLY_ROUNDS else LENS)
         done = count_round(bench, state, lens, occupied(), occupied(), surface, support, rejected)
         state = done.state
         log("counts", bench.chi2(state), f"{done.changed} columns changed")
         if number in (0, 1, 3):
-            state, changed = outline_round(bench, state, lens, occupied(), eligible, neighbours)
+            state, changed = outline_round(bench, state, lens, occupied(), eligible(start), neighbours)
             log("surfaces", bench.chi2(state), f"{changed} rim columns changed")
         if number in (0, 2):
             state = corrected(bench, state, PHONON_PAIRS[min(number, 1)], generator)
             log("counts", bench.chi2(state), "thermal diffuse intensity renewed")
         elif number > 2 and done.gain < LEAST_CHI2_GAIN:
             break
+    lens = _free(state, LENS)
     state = corrected(bench, state, PHONON_PAIRS[2], generator)
     refined = refine(bench, state, lens, occupied(), 2, report=lambda s, c: log("joint", bench.chi2(s)))
     state = refined.state
