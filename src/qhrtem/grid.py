@@ -65,8 +65,8 @@ def irfft2(a: Tensor, shape: tuple[int, int]) -> Tensor:
 def resample_half(spectrum: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
     """Return the half spectrum of a real field moved to another sampling of the same extent.
 
-    spectrum: (..., source rows, source columns // 2 + 1). Frequencies beyond either Nyquist limit are dropped, which
-    is exact for band-limited fields; values keep their scale under `irfft2`.
+    spectrum: (..., source rows, source columns // 2 + 1). Frequencies beyond either Nyquist limit are
+    dropped, which is exact for band-limited fields; values keep their scale under `irfft2`.
     """
     rows = min(source[0], target[0]) // 2
     cols = min(source[1], target[1]) // 2

@@ -79,7 +79,18 @@ class Progress:
     def _line(self, step: Step) -> str:
         best = self._best[step.stage]
         note = f"  {escape(step.note)}" if step.note else ""
-        return f"{clock(step.seconds):>6}  {step.stage:<10} {step.iteration:>5}  best χ² {best:.4f}{note}"
+        left = self._left(step.seconds)
+        return f"{clock(step.seconds):>6}  {step.stage:<10} {step.iteration:>5}  best χ² {best:.4f}{note}{left}"
+
+    def _left(self, elapsed: float) -> str:
+        """Time left if the rest goes at the pace so far, once a tenth is done."""
+        if not self._latest:
+            return ""
+        step = max(self._latest.values(), key=lambda s: s.seconds)
+        if not step.done >= 0.1:  # also where no estimate came
+            return ""
+        total = step.seconds / step.done
+        return f", about {clock(max(total - elapsed, 0.0))} left"
 
     def table(self) -> Table:
         """Return the stages so far as a table."""
@@ -101,5 +112,6 @@ class Progress:
                 clock(max(end - self._since[stage], 0.0)),
                 escape(step.note),
             )
-        table.add_row("", "", "", "", "", f"[dim]elapsed {clock(self._now() - self._begin)}[/]")
+        elapsed = self._now() - self._begin
+        table.add_row("", "", "", "", "", f"[dim]elapsed {clock(elapsed)}{self._left(elapsed)}[/]")
         return table

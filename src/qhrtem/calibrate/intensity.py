@@ -60,8 +60,8 @@ def valid_pixels(counts: Floats) -> NDArray[np.bool_]:
 def normalise(raw: RawImage, plan: ImagePlan, pixel_size: float) -> Micrograph:
     """Return the micrograph on the scale vacuum = 1.
 
-    What the plan leaves out is estimated from the vacuum in the image and noted. Raises `InputError` for an image
-    that cannot hold a lattice or whose vacuum level is neither given nor visible.
+    What the plan leaves out is estimated from the vacuum in the image and noted. Raises `InputError` for an
+    image that cannot hold a lattice or whose vacuum level is neither given nor visible.
     """
     counts = raw.counts.astype(np.float64)
     if min(counts.shape) < SMALLEST_IMAGE:
@@ -83,8 +83,8 @@ def normalise(raw: RawImage, plan: ImagePlan, pixel_size: float) -> Micrograph:
     if level is None:
         if not vacuum.any():
             raise InputError(
-                f"{raw.path}: no vacuum area was found, so the absolute intensity is unknown; give vacuum_counts "
-                "(mean counts without specimen) in [image]"
+                f"{raw.path}: no vacuum area was found, so the absolute intensity is unknown; give "
+                "vacuum_counts (mean counts without specimen) in [image]"
             )
         level = float(counts[vacuum & valid].mean())
         scale_sigma = 0.003
@@ -97,8 +97,8 @@ def normalise(raw: RawImage, plan: ImagePlan, pixel_size: float) -> Micrograph:
     inside = counts[valid].mean() - offset
     if not 0.2 < inside / span < 5:
         raise InputError(
-            f"{raw.path}: the mean of the image is {inside / span:.2g} times the vacuum level; a crystal a few nm thick "
-            "gives 0.5 to 1.5, check vacuum_counts and offset_counts"
+            f"{raw.path}: the mean of the image is {inside / span:.2g} times the vacuum level; a crystal a "
+            "few nm thick gives 0.5 to 1.5, check vacuum_counts and offset_counts"
         )
     variance = float(counts[vacuum & valid].var()) if vacuum.any() else None
     gain, readout = _noise(plan, span, variance, notes, counts, valid)

@@ -1,4 +1,4 @@
-"""Lattice registration: which way the crystal lies in the image, and the true pixel size, from its power spectrum."""
+"""Lattice registration: how the crystal lies in the image, and the true pixel size, from its spectrum."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def register(
 ) -> Lattice:
     """Return the lattice found in an image (vacuum = 1).
 
-    pixel: stated pixel size in Å; name: of the file, for messages. Raises `InputError` when no lattice of this
-    crystal and zone axis is there, or only at a pixel size far from the stated one.
+    pixel: stated pixel size in Å; name: of the file, for messages. Raises `InputError` when no lattice of
+    this crystal and zone axis is there, or only at a pixel size far from the stated one.
     """
     flat = _flattened(image, valid)
     signal = _Spectrum(flat)
@@ -118,16 +118,22 @@ def _refuse(
     away = np.where(near[None, :], -np.inf, score)
     i = np.unravel_index(np.argmax(away), away.shape)
     zone = " ".join(str(v) for v in p.zone)
-    if _evidence(signal, refl, _frame(np.deg2rad(angles[i[0]]), scales[i[1]] / pixel)) > max(
-        2 * evidence, 20.0
-    ):
+    elsewhere = _frame(np.deg2rad(angles[i[0]]), scales[i[1]] / pixel)
+    if _evidence(signal, refl, elsewhere) > EVIDENCE_NEEDED:
         raise InputError(
-            f"{name}: the lattice of {p.crystal.name} [{zone}] fits a pixel size of {pixel / scales[i[1]]:.4g} Å, but "
-            f"{pixel:.4g} Å was stated; correct pixel_size_A, or the CIF if that is not this crystal"
+            f"{name}: the lattice of {p.crystal.name} [{zone}] fits a pixel size of "
+            f"{pixel / scales[i[1]]:.4g} Å, but {pixel:.4g} Å was stated; correct "
+            "pixel_size_A, or the CIF if that is not this crystal"
+        )
+    if evidence >= EVIDENCE_NEEDED:
+        raise InputError(
+            f"{name}: the image shows a lattice, but only part of the reflections of {p.crystal.name} [{zone}]; "
+            "check the CIF and zone_axis"
         )
     raise InputError(
-        f"{name}: no lattice of {p.crystal.name} along [{zone}] was found (signal {evidence:.1f} times the background, "
-        f"{EVIDENCE_NEEDED:g} needed); check CIF, zone_axis and pixel_size_A, or choose an image that resolves the lattice"
+        f"{name}: no lattice of {p.crystal.name} along [{zone}] was found (signal {evidence:.1f} times the "
+        f"background, {EVIDENCE_NEEDED:g} needed); check CIF, zone_axis and pixel_size_A, or choose an "
+        "image that resolves the lattice"
     )
 
 
@@ -170,7 +176,7 @@ class _Spectrum:
         return np.where(inside, value.reshape(frequency.shape[:-1]), np.nan)
 
     def score(self, refl: Reflections, angles: Floats, scales: Floats, pixel: float) -> Floats:
-        """Return the weighted mean of log(1 + signal) for every angle and scale, (A, S), times e-folding 10."""
+        """Return ten times the weighted mean of log(1 + signal) for every angle and scale, (A, S)."""
         weight = np.sqrt(refl.strength)
         out = np.zeros((len(angles), len(scales)))
         for i, a in enumerate(np.deg2rad(angles)):
@@ -183,7 +189,7 @@ class _Spectrum:
 
 
 def _frame(rotation: float, pixels_per_A: float) -> Floats:
-    """Frame that turns crystal x by `rotation` (rad) from columns towards rows, y at a right angle, right-handed."""
+    """Frame that turns crystal x by `rotation` (rad) from columns towards rows; y at a right angle to it."""
     c, s = np.cos(rotation), np.sin(rotation)
     return pixels_per_A * np.array([[s, c], [c, -s]])
 

@@ -1,13 +1,13 @@
 """The image that thermally displaced atoms add to the coherent one (thermal diffuse scattering).
 
-Electrons that leave the coherent wave by thermal diffuse scattering still reach the image, so neither Debye–Waller
-factors alone nor an absorptive potential alone give the right intensity. The difference between the average over
-frozen-phonon configurations (Loane, Xu and Silcox 1991) and the coherent image changes slowly with the structure; it
-is computed now and then and added to the fast coherent image in between.
+Electrons that leave the coherent wave by thermal diffuse scattering still reach the image, so neither
+Debye–Waller factors alone nor an absorptive potential alone give the right intensity. The difference between
+the average over frozen-phonon configurations (Loane, Xu and Silcox 1991) and the coherent image changes
+slowly with the structure; it is computed now and then and added to the fast coherent image in between.
 
 Configurations come as antithetic pairs (u, -u), which cancels the part of the noise linear in u, and the
-displacements of atoms of one column are orthogonal across configurations with exact second moments, which cancels
-their cross terms. A handful of configurations then reaches what plain sampling needs a hundred for.
+displacements of atoms of one column are orthogonal across configurations with exact second moments, which
+cancels their cross terms. A handful of configurations then reaches what plain sampling needs a hundred for.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Floats = NDArray[np.float64]
 def displacement_pairs(atoms: AtomList, sigma: Floats, pairs: int, generator: np.random.Generator) -> Floats:
     """Return displacements (pairs, N, 2) in Å; each stands for itself and its negative.
 
-    sigma: (N,) standard deviation along each axis, Å. Over the pairs every coordinate has the exact second moment
-    σ², and up to `pairs` coordinates of one column are orthogonal to each other.
+    sigma: (N,) standard deviation along each axis, Å. Over the pairs every coordinate has the exact second
+    moment σ², and up to `pairs` coordinates of one column are orthogonal to each other.
     """
     out = np.empty((pairs, len(sigma), 2))
     for column in np.unique(atoms.column):

@@ -1,7 +1,7 @@
 """The forward model: columns and microscope to an image on the detector's own pixels.
 
-The field is simulated in the frame of the detector: atoms are placed at their sub-pixel positions on the detector
-grid (or an integer oversampling of it), so no image is ever interpolated.
+The field is simulated in the frame of the detector: atoms are placed at their sub-pixel positions on the
+detector grid (or an integer oversampling of it), so no image is ever interpolated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qhrtem.physics.multislice import all_waves, exit_wave, propagator, transmis
 from qhrtem.physics.potential import PhaseKernels, Thermal
 from qhrtem.specimen.columns import AtomList, ColumnModel
 
-# Coarsest sampling of the waves: at 0.09 Å the image of 4.5 nm BaTiO3 [110] at 300 kV is converged to 0.04 % rms.
+# Coarsest sampling of the waves: at 0.09 Å the image of 4.5 nm BaTiO3 [110] is converged to 0.04 % rms.
 WAVE_PIXEL_A = 0.09
 MARGIN_A = 6.0  # simulated beyond the image, so that neighbours outside and wrap-around do not show
 RATIOS = (
@@ -95,7 +95,8 @@ def make_field(
     """Return the field around an image of `image_shape` pixels with pitch `pixel` (Å)."""
     if not 0.01 <= pixel <= 0.5:
         raise InputError(
-            f"pixel size must be within 0.01 to 0.5 Å for atomic columns, got {pixel:g} Å; was it given in nm?"
+            f"pixel size must be within 0.01 to 0.5 Å for atomic columns, got {pixel:g} Å; "
+            "was it given in nm?"
         )
     up, down = next(r for r in RATIOS if pixel * r[1] / r[0] <= WAVE_PIXEL_A)
     pad = math.ceil(margin / pixel)
@@ -108,7 +109,7 @@ def make_field(
 
 
 def paired_size(n: int, up: int, down: int) -> int:
-    """Return the smallest size >= n on the image grid whose wave grid, up/down times it, is even and quick to transform."""
+    """Return the smallest image-grid size >= n whose wave grid (up/down) is even and quick to transform."""
     size = -(-n // (2 * down)) * 2 * down
     while not (is_smooth(size * up // down) and size * up // down % 2 == 0):
         size += 2 * down

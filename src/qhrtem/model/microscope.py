@@ -26,7 +26,7 @@ class ImagingParameter:
 
 
 INF = math.inf
-# Priors describe a tuned aberration-corrected instrument; the plan overrides the means of what the user knows.
+# Priors describe a tuned aberration-corrected instrument; the plan overrides what the user knows.
 PARAMETERS: tuple[ImagingParameter, ...] = (
     ImagingParameter("c1", "C1", "nm", 0.1, 2.0, 50.0, 60.0, -400, 400),
     ImagingParameter("a1_x", "A1 x", "nm", 0.1, 2.0, 0.0, 15.0, -100, 100),

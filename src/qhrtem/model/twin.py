@@ -70,6 +70,7 @@ class Step:
     chi2: float  # reduced χ² over the used pixels, or the stage's own objective
     seconds: float  # since the start of the run
     note: str = ""
+    done: float = float("nan")  # estimated share of the work finished, 0 to 1
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Twin:
     match: Match
     pixel_size_A: float
     lattice_px: NDArray[np.float64]  # (2, 2) rows: projected cell vectors a, b as (row, col) in pixels
-    thickness_A: float  # depth of the simulated box
+    thickness_A: float  # depth from the uppermost to the lowest atom
     chi2_crystal: float  # reduced χ² over the crystal
     chi2_vacuum: float  # reduced χ² over the vacuum, nan without vacuum
     gates: tuple[Gate, ...]

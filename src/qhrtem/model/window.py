@@ -1,10 +1,12 @@
 """What one column changes in the image, computed in a window around it.
 
-The wave of the whole field is known; a change of one column adds a wave δ that starts at the changed atoms and stays
-near the column, so it is carried through the slices in a small window:
-δ' = P[t δ + s (ψ + δ)], with s the change of the transmission function (exact for added or removed atoms), or
-δ' = P[t δ + s ψ], s = i t ∂φ (the derivative with respect to a position). The window holds only δ, never a cut-out
-of the full wave, so its edges cost nothing but the far tail of δ.
+The wave of the whole field is known; a change of one column adds a wave δ that starts at the changed atoms
+and stays near the column, so it is carried through the slices in a small window:
+
+- δ' = P[t δ + s (ψ + δ)], s the change of the transmission function (exact for added or removed atoms);
+- δ' = P[t δ + s ψ], s = i t ∂φ (the derivative with respect to a position).
+
+The window holds only δ, never a cut-out of the full wave, so its edges cost nothing but the far tail of δ.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ class Tangent:
 
 @dataclass(frozen=True)
 class Response:
-    """Image changes of one column, as windows of the image grid at (row, col) of their first pixel (may wrap)."""
+    """Image changes of one column, as windows of the image grid that start at (row, col) (may wrap)."""
 
     row: int
     col: int

@@ -41,9 +41,9 @@ def focal_transfer(
 ) -> Transfer:
     """Return transfer functions over the focus distribution, each with its source envelope.
 
-    coefficients: Å, keys of `aberrations.TERMS`; focal_spread: one standard deviation, Å; semi_convergence: 1/e half
-    angle of a Gaussian source, rad. Temporal coherence is exact up to the quadrature; the source enters by
-    exp(-(α/2)²|∇χ|²) at each focus (Frank 1973), which includes the cross term between both.
+    coefficients: Å, keys of `aberrations.TERMS`; focal_spread: one standard deviation, Å; semi_convergence:
+    1/e half angle of a Gaussian source, rad. Temporal coherence is exact up to the quadrature; the source
+    enters by exp(-(α/2)²|∇χ|²) at each focus (Frank 1973), which includes the cross term between both.
     """
     ky, kx = grid.frequencies()
     k2 = kx**2 + ky**2
@@ -69,7 +69,7 @@ def source_transfer(
     nodes: int = 7,
     source_nodes: int = 3,
 ) -> Transfer:
-    """Return transfer functions over focus and source angle, both summed explicitly (exact up to the quadrature).
+    """Return transfer functions over focus and source angle, both summed (exact up to the quadrature).
 
     Each source angle θ evaluates χ(w + θ), whose linear part at w = 0 shifts the image; symbols as in
     `focal_transfer`. A Gaussian with 1/e half angle α has the standard deviation α/√2.

@@ -31,7 +31,7 @@ def mtf_filter(grid: Grid, a: float, b: float) -> Tensor:
 
 
 def mtf_from_samples(grid: Grid, q: Tensor, value: Tensor) -> Tensor:
-    """Return a tabulated MTF interpolated linearly; q in cycles per detector pixel, the last value held beyond."""
+    """Return a tabulated MTF, linear between samples, the last held beyond; q in cycles per pixel."""
     ky, kx = half_frequencies(grid)
     radius = torch.sqrt((ky * grid.pixel[0]) ** 2 + (kx * grid.pixel[1]) ** 2)
     i = torch.clamp(torch.searchsorted(q, radius.contiguous()), 1, len(q) - 1)

@@ -31,7 +31,7 @@ def gamma(energy: float) -> float:
 
 
 def interaction_constant(energy: float) -> float:
-    """Return σ = 2πγm₀eλ/h² in rad/(V·Å) at an energy (eV); a projected potential v (V·Å) shifts phase by σv."""
+    """Return σ = 2πγm₀eλ/h² in rad/(V·Å) at an energy (eV); a projected potential v adds a phase σv."""
     return 2 * math.pi * gamma(energy) * REST_ENERGY_EV * wavelength(energy) / PLANCK_C_EV_A**2
 
 

@@ -18,8 +18,8 @@ def propagator(
 ) -> Tensor:
     """Return the Fresnel propagator exp(-iπλΔz k² + 2πiΔz k·tan t), band limited.
 
-    thickness: Δz in Å; energy: eV; mistilt: (x, y) in rad. In the frame that moves with the tilted columns, so
-    slices stay identical; the same as displacing atoms at depth z by +z·tan t. Shape of the grid, complex.
+    thickness: Δz in Å; energy: eV; mistilt: (x, y) in rad. In the frame that moves with the tilted columns,
+    so slices stay identical; the same as displacing atoms at depth z by +z·tan t. Shape of the grid, complex.
     """
     ky, kx = grid.frequencies()
     t = torch.as_tensor(mistilt, dtype=torch.float64, device=grid.device)
@@ -35,7 +35,7 @@ def transmission(phase: Tensor) -> Tensor:
 
 
 def transmit_propagate(wave: Tensor, grating: Tensor, step: Tensor) -> Tensor:
-    """Return the wave after one slice: transmit through `grating`, then propagate by `step` (Fourier space)."""
+    """Return the wave after one slice: transmit by `grating`, then propagate by `step` (Fourier space)."""
     return ifft2(fft2(wave * grating) * step)
 
 

@@ -1,7 +1,7 @@
 """Projected phase of atoms at any sub-pixel position, exact up to the band limit.
 
 Atoms are spread onto the grid with a smooth compact kernel whose Fourier transform is divided out again (a
-non-uniform FFT of type 1), so a shift of an atom by any fraction of a pixel shifts its Fourier series exactly.
+non-uniform FFT of type 1), so shifting an atom by any part of a pixel shifts its Fourier series exactly.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from qhrtem.grid import Grid, irfft2, rfft2
 from qhrtem.physics.electron import gamma, wavelength
 from qhrtem.physics.scattering import absorptive_form_factor, debye_waller, form_factor
 
-# Width and shape of the "exponential of semicircle" kernel (Barnett, Magland, af Klinteberg, SIAM J. Sci. Comput.
-# 41 (2019) C479): with frequencies used up to 2/3 of Nyquist, width 8 leaves errors of about 1e-6.
+# Width and shape of the "exponential of semicircle" kernel (Barnett, Magland, af Klinteberg, SIAM J. Sci.
+# Comput. 41 (2019) C479): with frequencies used up to 2/3 of Nyquist, width 8 leaves errors of about 1e-6.
 KERNEL_WIDTH = 8
 KERNEL_SHAPE = 0.98 * math.pi * KERNEL_WIDTH * (1 - 1 / 3)
 
@@ -55,7 +55,7 @@ def radial_frequency(grid: Grid, half: bool = False) -> Tensor:
 
 
 def soft_band_limit(g: Tensor, grid: Grid) -> Tensor:
-    """Return a radial taper that reaches zero smoothly at the band limit, which keeps potentials from ringing."""
+    """Return a radial taper that falls smoothly to zero at the band limit, so that potentials do not ring."""
     limit = grid.band_limit()
     return 0.5 * torch.special.erfc((g / limit - 0.94) / 0.025)
 
@@ -98,7 +98,7 @@ def _kernel_transform(n: int, half: bool, device: str) -> Tensor:
 def spread(position: Tensor, channel: Tensor, channels: int, weight: Tensor, grid: Grid) -> Tensor:
     """Return atoms spread onto the grid, shape (channels, rows, columns).
 
-    position: (N, 2) y, x in Å; channel: (N,) integer target; weight: (N,). Differentiable in position and weight.
+    position: (N, 2) y, x in Å; channel: (N,) integer target; weight: (N,). Differentiable in both.
     """
     rows, cols = grid.shape
     pixel = torch.tensor(grid.pixel, dtype=position.dtype, device=position.device)
@@ -137,7 +137,7 @@ class PhaseKernels:
     def phases(
         self, position: Tensor, slice_index: Tensor, species_index: Tensor, weight: Tensor, slices: int
     ) -> Tensor:
-        """Return the phase σV of each slice, shape (slices, rows, columns), complex where there is absorption.
+        """Return the phase σV of each slice, (slices, rows, columns), complex where there is absorption.
 
         position: (N, 2) y, x in Å; slice_index, species_index: (N,); weight: (N,) occupancy factor.
         """

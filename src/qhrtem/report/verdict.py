@@ -106,8 +106,8 @@ def _doubts(twin: Twin) -> tuple[str, ...]:
     outside = int((~table.inside).sum())
     if outside:
         sentences.append(
-            f"{outside} columns lie outside the fitted region; their numbers continue the model, "
-            "they were not measured."
+            f"{outside} columns lie at the border of the image, which shows them only in part; "
+            "do not rely on their numbers."
         )
     fixed = [e.label for e in twin.microscope if not e.refined]
     if fixed:

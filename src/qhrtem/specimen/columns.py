@@ -1,4 +1,4 @@
-"""The column model: whole numbers of atoms along the beam at refined positions, and the atoms they stand for."""
+"""The column model: whole numbers of atoms along the beam at refined positions, and the atoms they mean."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class AtomList:
 class ColumnModel:
     """C columns of a projected crystal in the frame of the field (y, x in Å, beam along +z).
 
-    Column c holds the sites first[c] … last[c] of its kind's endless sequence; site s of a kind with m sites lies at
-    z = z[s mod m] + period·(s div m) + rise[c]. An empty column has last < first.
+    Column c holds the sites first[c] … last[c] of its kind's endless sequence; site s of a kind with m sites
+    lies at z = z[s mod m] + period·(s div m) + rise[c]. An empty column has last < first.
     """
 
     projection: Projection
@@ -112,7 +112,7 @@ class ColumnModel:
         return number * self.projection.period / m
 
     def surfaces(self) -> tuple[Floats, Floats]:
-        """Return depths (C,) in Å of the entrance and exit surface at each column, midway to the next site."""
+        """Return depths (C,) in Å of both surfaces at each column, midway from end atom to next site."""
         c = np.arange(len(self))
         top = (self.site_depth(c, self.first) + self.site_depth(c, self.first - 1)) / 2
         bottom = (self.site_depth(c, self.last) + self.site_depth(c, self.last + 1)) / 2

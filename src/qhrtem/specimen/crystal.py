@@ -145,8 +145,8 @@ def _refuse_overlap(
     if close.any():
         i, j = np.argwhere(close)[0]
         raise InputError(
-            f"{path}: {species[i].element} and {species[j].element} are {distance[i, j]:.2f} Å apart with full "
-            "occupancy; atoms must be at least 0.3 Å apart, check coordinates and symmetry of the CIF"
+            f"{path}: {species[i].element} and {species[j].element} are {distance[i, j]:.2f} Å apart with "
+            "full occupancy; atoms must be at least 0.3 Å apart, check coordinates and symmetry of the CIF"
         )
 
 
@@ -155,12 +155,8 @@ def _primitive(crystal: Crystal) -> NDArray[np.float64]:
     vectors = [*np.eye(3), *[c for c in crystal.centring if np.abs(c).max() > 1e-9]]
     metric = crystal.cell @ crystal.cell.T
     best: list[NDArray[np.float64]] = []
-    combos = [
-        np.tensordot(n, np.array(vectors), 1)
-        for n in np.ndindex(*(3,) * len(vectors))
-        for n in [np.array(n) - 1]
-    ]
-    for v in sorted(combos, key=lambda v: (round(v @ metric @ v, 6), tuple(-np.round(v, 6)))):
+    combos = [np.tensordot(np.array(n) - 1, np.array(vectors), 1) for n in np.ndindex(*(3,) * len(vectors))]
+    for v in sorted(combos, key=lambda v: (round(float(v @ metric @ v), 6), (-np.round(v, 6)).tolist())):
         if np.abs(v).max() > 1e-9 and np.linalg.matrix_rank(np.array([*best, v]), tol=1e-6) > len(best):
             best.append(v)
         if len(best) == 3:
@@ -178,7 +174,7 @@ def _zone_basis(crystal: Crystal, zone: tuple[int, int, int]) -> NDArray[np.floa
     cart = basis @ crystal.cell
     axis = n @ cart
     unit = axis / np.linalg.norm(axis)
-    span = np.array([v for v in np.ndindex(9, 9, 9)]) - 4
+    span = np.array(list(np.ndindex(9, 9, 9))) - 4
     vectors = span @ cart
     flat = vectors - np.outer(vectors @ unit, unit)
     length = np.round(np.linalg.norm(flat, axis=1), 6)

@@ -1,7 +1,7 @@
 """Physics rules: what a structure must or should satisfy, applied before anything is simulated.
 
-Hard rules discard a candidate; soft rules add to its cost. Each is an object with a name, and a run counts what every
-rule rejected.
+Hard rules discard a candidate; soft rules add to its cost. Each is an object with a name, and a run counts
+what every rule rejected.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class NeighbourStep:
-    """A surface may not jump by more than `limit` Å between neighbouring columns (no unsupported towers or pits)."""
+    """A surface may not jump by more than `limit` Å between neighbours (no unsupported towers or pits)."""
 
     neighbours: Neighbours
     limit: float  # Å, beyond what the spacing of sites makes unavoidable
@@ -86,7 +86,7 @@ class MinimumDistance:
 
 @dataclass(frozen=True)
 class SurfaceEnergy:
-    """Soft rule: a step between neighbouring columns costs (step/scale)², at most `cap` (terrace edges are allowed)."""
+    """Soft rule: a step between neighbouring columns costs (step/scale)², at most `cap` (terraces end)."""
 
     neighbours: Neighbours
     scale: float = 2.0  # Å

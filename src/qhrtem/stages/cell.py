@@ -1,6 +1,6 @@
 """The repeated cell: images of a perfect crystal of every thickness from one multislice pass.
 
-The wave lives on the lattice's own reciprocal points, so any (oblique) cell in any orientation costs a small FFT.
+The wave lives on the lattice's own reciprocal points, so any oblique cell, however turned, costs a small FFT.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CELL_PIXEL_A = 0.11
 
 @dataclass(frozen=True)
 class CellGrid:
-    """Reciprocal points of a two-dimensional lattice, with the interface of `grid.Grid` that physics needs."""
+    """Reciprocal points of a two-dimensional lattice, with the part of `grid.Grid` that physics needs."""
 
     shape: tuple[int, int]
     reciprocal: tuple[tuple[float, float], tuple[float, float]]  # rows: (k_y, k_x) of both basis vectors, 1/Å
@@ -64,9 +64,8 @@ class RepeatedCell:
         # The largest circle of frequencies that the sampled parallelogram holds, at two thirds.
         height = abs(np.linalg.det(reciprocal)) / np.linalg.norm(reciprocal[::-1], axis=1)
         limit = 2 / 3 * min(h * n / 2 for h, n in zip(height, shape, strict=True))
-        self.grid = CellGrid(
-            (shape[0], shape[1]), tuple(tuple(float(x) for x in r) for r in reciprocal), limit
-        )  # type: ignore[arg-type]
+        (ay, ax), (by, bx) = reciprocal.tolist()
+        self.grid = CellGrid((shape[0], shape[1]), ((ay, ax), (by, bx)), limit)
         self.area = abs(float(np.linalg.det(cell)))
         self._thermal: tuple[object, Tensor] | None = None
         ky, kx = self.grid.frequencies()
@@ -100,7 +99,7 @@ class RepeatedCell:
         return gratings
 
     def spectra(self, microscope: Microscope) -> Tensor:
-        """Return exit-wave spectra (slices, rows, columns) behind every slice, normalised to unit incident wave."""
+        """Return exit-wave spectra (slices, rows, columns) behind every slice, for a unit incident wave."""
         gratings = self._gratings(
             Thermal(round(microscope["b_scale"], 4), round(microscope["absorption"], 4))
         )
@@ -123,8 +122,9 @@ class RepeatedCell:
     ) -> Tensor:
         """Return Fourier coefficients (T, rows, columns) of images at some thicknesses (numbers of slices).
 
-        C1 of the microscope refers to the exit face of a specimen `centre` slices thick; others are taken to be
-        centred on the same mid-plane. Vibration, MTF and the mistilt of the mid-plane position are not applied.
+        C1 of the microscope refers to the exit face of a specimen `centre` slices thick; others are taken to
+        be centred on the same mid-plane. Vibration, MTF and the mistilt of the mid-plane position are not
+        applied.
         """
         m, lam = microscope, wavelength(self.energy)
         base = chi(self.grid, self.energy, m.coefficients())  # type: ignore[arg-type]

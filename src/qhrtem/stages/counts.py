@@ -1,10 +1,11 @@
-"""Counts: the two whole numbers of every column, by exact single-column moves and their joint quadratic model.
+"""Counts: the two whole numbers of every column, by exact single-column moves and a joint quadratic model.
 
-Every ±1 and ±2 move of both ends of every column is simulated exactly in its window. The moves then compete in one
-quadratic model in which imaging parameters and positions are re-optimised for every candidate (they are projected
-out), so a lens error cannot buy atoms. The best set of moves under that model and the surface rules is found by
-descent over columns and neighbour pairs, and accepted only if the exact image agrees. How many columns may change
-at once is a trust region: it grows when the exact gain follows the predicted one and shrinks when it does not.
+Every ±1 and ±2 move of both ends of every column is simulated exactly in its window. The moves then compete
+in one quadratic model in which imaging parameters and positions are re-optimised for every candidate (they
+are projected out), so a lens error cannot buy atoms. The best set of moves under that model and the surface
+rules is found by descent over columns and neighbour pairs, and accepted only if the exact image agrees. How
+many columns may change at once is a trust region: it grows when the exact gain follows the predicted one and
+shrinks when it does not.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Profile:
-    """The quadratic model of moves with everything continuous re-optimised: Δcost = -2 hᵀs + sᵀGs, s in {0, 1}."""
+    """The quadratic model of moves, all else re-optimised: Δcost = -2 hᵀs + sᵀGs, s in {0, 1}."""
 
     h: Floats  # (M,)
     g: Floats  # (M, M)

@@ -1,11 +1,11 @@
 """Imaging parameters from repeated-cell averages, found by trust-region Bayesian optimisation and refined by
 least squares.
 
-What the averages determine: the lattice Fourier coefficients of the image at places of different thickness, with the
-absolute scale. Thickness trades against C1 and against vibration at a single place; several thicknesses under one lens
-break that. A rigid shift is free and is found by trying all of them; the thickness at each place is enumerated, since
-one multislice pass yields every thickness. Two senses of a polar axis and mirrored views are separate hypotheses, all
-tried, and ranked by the misfit.
+What the averages determine: the lattice Fourier coefficients of the image at places of different thickness,
+with the absolute scale. Thickness trades against C1 and against vibration at a single place; several
+thicknesses under one lens break that. A rigid shift is free and is found by trying all of them; the thickness
+at each place is enumerated, since one multislice pass yields every thickness. Two senses of a polar axis and
+mirrored views are separate hypotheses, all tried, and ranked by the misfit.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def cell_averages(micrograph: Micrograph, lattice: Lattice, pixel: float) -> Cel
     centre = np.array([(r, c) for r in rows for c in cols if inside[int(r), int(c)]])
     if len(centre) == 0:
         raise QualityError(
-            "the crystal in the image is smaller than the 6 Å over which cells are averaged; choose a larger area"
+            "the crystal in the image is smaller than the 6 Å over which cells are averaged; "
+            "choose a larger area"
         )
     if len(centre) > 16:
         centre = centre[np.linspace(0, len(centre) - 1, 16).astype(int)]
@@ -240,10 +241,10 @@ def search(
     budget: int,
     report: Callable[[int, float], None] = lambda trials, best: None,
 ) -> Hypothesis:
-    """Return the best lens for one orientation: focus scan, trust-region Bayesian optimisation, least squares.
+    """Return the best lens of one orientation: focus scan, trust-region Bayesian search, least squares.
 
-    The objective is the logarithm of the misfit plus the prior; end points of the least squares refinement enter
-    the search, so both compete.
+    The objective is the logarithm of the misfit plus the prior; end points of the least squares refinement
+    enter the search, so both compete.
     """
     scan = scan_focus(match, microscope)
     space = search_space(microscope, scan[0][1])
@@ -281,7 +282,7 @@ def start_from(optimiser: TrustRegionSearch, space: SearchSpace) -> Floats:
 
 
 def _polish(match: CellMatch, microscope: Microscope, vector: Floats) -> tuple[Floats, float]:
-    """Least squares from a point with thickness held, then enumerated again; returns the better vector and value."""
+    """Least squares from a point, thickness held, then enumerated again; the better vector and its value."""
     space = search_space(microscope, float(vector[0]))
     index = [INDEX[n] for n in SEARCHED]
     step = np.array([PARAMETERS[i].step for i in index])
@@ -329,7 +330,8 @@ def rank_orientations(
         match = CellMatch(averages, projection, lattice.frame * pixel, symmetry, microscope.energy)
         match.pixel = pixel
         scan = scan_focus(match, microscope)
-        # Orientations that the projected structure cannot tell apart give the same image; the first stands for them.
+        # Orientations that the projected structure cannot tell apart give one image; the first stands for
+        # them.
         if not any(abs(scan[0][0] - f) < 1e-4 * f for f, _ in found):
             found.append((scan[0][0], match))
     return sorted(found, key=lambda f: f[0])

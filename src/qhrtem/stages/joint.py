@@ -63,8 +63,8 @@ def refine(
 ) -> Refined:
     """Return the state after up to `steps` damped Gauss–Newton steps.
 
-    Stops when the cost falls by less than `tolerance` (units of χ²). The damping follows Marquardt (1963): tenfold
-    up after a failed step, down after a good one.
+    Stops when the cost falls by less than `tolerance` (units of χ²). The damping follows Marquardt (1963):
+    tenfold up after a failed step, down after a good one.
     """
     cost = total_cost(bench, state, imaging)
     damping = 0.0

@@ -88,8 +88,8 @@ def linearise(
 ) -> Quadratic:
     """Return the quadratic model around a state.
 
-    imaging: imaging parameters; positions: columns whose element groups may shift; moving: the end moves to try, by
-    column; tick: told the finished fraction.
+    imaging: imaging parameters; positions: columns whose element groups may shift; moving: the end moves to
+    try, by column; tick: told the finished fraction.
     """
     columns = state.columns
     window = WindowModel(bench.model, columns, state.microscope)
@@ -165,8 +165,8 @@ def _assemble(
         gradient[index] = change.reshape(len(index), -1) @ residual[area].ravel()
         if p:
             cross = weighted.reshape(len(index), -1) @ jacobian[(slice(None), *area)].reshape(p, -1).T
-            matrix[np.ix_(index, range(p))] = cross
-            matrix[np.ix_(range(p), index)] = cross.T
+            matrix[index, :p] = cross
+            matrix[:p, index] = cross.T
         placed.append((index, r0, c0, change, weighted))
     placed.sort(key=lambda b: b[1])
     for a, (ia, ra, ca, _, wa) in enumerate(placed):
@@ -191,8 +191,8 @@ def prior_normal(
 ) -> tuple[Floats, Floats]:
     """Return the diagonal prior precision and its gradient for the continuous unknowns of a quadratic model.
 
-    ideal_sigma: Å, how far columns may stand from the ideal lattice; group_sigma: Å, how far a lighter element of a
-    column may shift against its heaviest, beyond the crystal's own offset.
+    ideal_sigma: Å, how far columns may stand from the ideal lattice; group_sigma: Å, how far a lighter
+    element of a column may shift against its heaviest, beyond the crystal's own offset.
     """
     p, t = len(quadratic.imaging), len(quadratic.tangents)
     precision, gradient = np.zeros((p + t, p + t)), np.zeros(p + t)

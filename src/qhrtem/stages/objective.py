@@ -1,4 +1,4 @@
-"""What is compared with the image: measured intensities, their variance, and the current state of knowledge."""
+"""What is compared with the image: measured intensities, their variance, and the state of knowledge."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from qhrtem.model.micrograph import Micrograph
 from qhrtem.model.microscope import Microscope
 from qhrtem.specimen.columns import ColumnModel
 
-# Part of the absorptive form factor used in the fast coherent image. The rest of what leaves the coherent wave
-# returns to the image as diffuse intensity; the remaining difference is carried by `State.diffuse`.
+# Part of the absorptive form factor used in the fast coherent image. The rest of what leaves the coherent
+# wave returns to the image as diffuse intensity; the remaining difference is carried by `State.diffuse`.
 EFFECTIVE_ABSORPTION = 0.35
 
 
@@ -123,7 +123,7 @@ class Bench:
                 for x in (up, down)
             ]
             out.append((i, (images[0] - images[1]) * (p.step / (up - down))))
-        order = {i: d for i, d in out}
+        order = dict(out)
         return (
             torch.stack([order[i] for i in index]).numpy()
             if index

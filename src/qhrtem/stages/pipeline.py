@@ -1,4 +1,4 @@
-"""The stages of a fit in order: calibrate, imaging, counts, positions, surfaces, joint; micrograph in, twin out."""
+"""The stages of a fit: calibrate, imaging, counts, positions, surfaces, joint; micrograph in, twin out."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ from qhrtem.stages.surfaces import outline_round
 
 Report = Callable[[Step], None]
 
-# Freed first: what an image of a roughly right structure determines. The Debye–Waller scale, C3 and the focal spread
-# trade against thickness; freed while atoms are missing, they absorb the lack and lead into a wrong basin.
+# Freed first: what an image of a roughly right structure determines. The Debye–Waller scale, C3 and the focal
+# spread trade against thickness; freed while atoms are missing, they absorb the lack and lead into a wrong
+# basin.
 EARLY = (
     *("c1", "a1_x", "a1_y", "b2_x", "b2_y", "a2_x", "a2_y"),
     *("vibration_xx", "vibration_yy", "vibration_xy", "tilt_x", "tilt_y"),
@@ -47,6 +48,7 @@ TRIALS = 96  # simulations of the global search over imaging parameters, for eac
 TIE = 1.3  # orientations within this factor of the best misfit are kept until the whole field decides
 PHONON_PAIRS = (3, 6, 8)  # frozen-phonon pairs of the first, middle and last thermal correction
 COUNT_ROUNDS = 10
+USUAL_ROUNDS = 7  # for the estimate of the time left
 LEAST_CHI2_GAIN = 2.0  # a round of count moves that gains less has converged
 
 
@@ -58,11 +60,12 @@ class _Log:
     begin: float = field(default_factory=time.monotonic)
     steps: list[Step] = field(default_factory=list)
     numbers: dict[str, int] = field(default_factory=dict)
+    done: float = 0.0  # estimated share of the work finished
 
     def __call__(self, stage: str, chi2: float, note: str = "") -> None:
         number = self.numbers.get(stage, 0)
         self.numbers[stage] = number + 1
-        step = Step(stage, number, float(chi2), time.monotonic() - self.begin, note)
+        step = Step(stage, number, float(chi2), time.monotonic() - self.begin, note, self.done)
         self.steps.append(step)
         self.report(step)
 
@@ -70,7 +73,8 @@ class _Log:
 def fit_image(plan: Plan, raw: RawImage, crystal: Crystal, progress: Report = lambda step: None) -> Twin:
     """Return the digital twin of one micrograph.
 
-    Raises `InputError` when the image cannot be used and `QualityError` when no model of this crystal describes it.
+    Raises `InputError` when the image cannot be used and `QualityError` when no model of this crystal
+    describes it.
     """
     log = _Log(progress)
     projection = project(crystal, plan.structure.zone_axis)
@@ -88,6 +92,7 @@ def calibrate(plan: Plan, raw: RawImage, projection: Projection, log: _Log) -> t
     pixel = stated_pixel(plan, raw)
     micrograph = normalise(raw, plan.image, pixel)
     lattice = register(micrograph.intensity, micrograph.valid, pixel, projection, raw.path)
+    log.done = 0.04
     log(
         "calibrate",
         float("nan"),
@@ -103,13 +108,14 @@ def stated_pixel(plan: Plan, raw: RawImage) -> float:
         return plan.image.pixel_size_A
     if raw.pixel_size_A is None:
         raise InputError(
-            f"{raw.path}: the file states no pixel size; give pixel_size_A in [image] (within 12 %, the lattice "
-            "refines it)"
+            f"{raw.path}: the file states no pixel size; give pixel_size_A in [image] (within 12 %, the "
+            "lattice refines it)"
         )
     row, col = raw.pixel_size_A
     if abs(row / col - 1) > 0.02:
         raise InputError(
-            f"{raw.path}: pixels must be square, the file states {row:g} × {col:g} Å; resample the image first"
+            f"{raw.path}: pixels must be square, the file states {row:g} × {col:g} Å; "
+            "resample the image first"
         )
     return float(np.sqrt(row * col))
 
@@ -121,6 +127,7 @@ def imaging(
     microscope = planned_microscope(plan, micrograph.scale_sigma)
     averages = cell_averages(micrograph, lattice, lattice.pixel_size_A)
     ranked = rank_orientations(averages, projection, lattice, microscope, lattice.pixel_size_A)
+    log.done = 0.07
     log("imaging", ranked[0][0], f"{len(ranked)} orientations, C1 scanned")
     found: list[Hypothesis] = []
     for misfit, match in ranked[:4]:
@@ -132,10 +139,12 @@ def imaging(
             )
         )
     found.sort(key=lambda h: h.misfit)
+    log.done = 0.17
     if found[0].misfit > 0.6:
         raise QualityError(
-            f"no lens and thickness explain the image as {projection.crystal.name} along {list(projection.zone)}: "
-            f"{100 * found[0].misfit:.0f} % of the lattice contrast is left over; check CIF, zone axis and vacuum level"
+            f"no lens and thickness explain the image as {projection.crystal.name} along "
+            f"{list(projection.zone)}: {100 * found[0].misfit:.0f} % of the lattice contrast is left over; "
+            "check CIF, zone axis and vacuum level"
         )
     return averages, [h for h in found if h.misfit < TIE * found[0].misfit]
 
@@ -156,15 +165,15 @@ def choose(
         bench = Bench(model, make_misfit(micrograph, start.field), os.cpu_count() or 1)
         state = State(start.columns, start.microscope)
         state = corrected(bench, state, PHONON_PAIRS[0], np.random.default_rng(0))
-        log("imaging", bench.chi2(state), "first model of the field")
+        log("lens", bench.chi2(state), "first model of the field")
         state, cost = first_lens(bench, state, start, log)
         results.append((cost, bench, state, start))
     results.sort(key=lambda r: r[0])
     notes = []
     if len(results) > 1:
         notes.append(
-            f"{len(results)} orientations of the crystal were compared on the whole field; the other one fits worse by "
-            f"Δχ² = {results[1][0] - results[0][0]:.0f}."
+            f"{len(results)} orientations of the crystal were compared on the whole field; the other one "
+            f"fits worse by Δχ² = {results[1][0] - results[0][0]:.0f}."
         )
     _, bench, state, start = results[0]
     return bench, state, start, tuple(notes)
@@ -176,7 +185,7 @@ def first_lens(bench: Bench, state: State, start: Start, log: _Log) -> tuple[Sta
     neighbours = Neighbours.within(state.columns, neighbour_radius(state.columns.projection))
 
     def note(s: State, cost: float) -> None:
-        log("imaging", bench.chi2(s), "field")
+        log("lens", bench.chi2(s))
 
     state = refine(bench, state, free, [], 4, report=note).state
     state, changed = outline_round(bench, state, _free(state, EARLY), [], eligible(start), neighbours)
@@ -201,7 +210,7 @@ def _free(state: State, names: tuple[str, ...]) -> list[int]:
 
 
 def structure(plan: Plan, bench: Bench, state: State, start: Start, log: _Log) -> tuple[State, Evidence]:
-    """Return the fitted state: counts, positions and surfaces alternate until no move improves the posterior."""
+    """Return the fitted state: counts, positions and surfaces alternate until no move is an improvement."""
     generator = np.random.default_rng([plan.run.seed, 1])
     neighbours = Neighbours.within(state.columns, neighbour_radius(state.columns.projection))
     surface = SurfaceEnergy(neighbours)
@@ -211,9 +220,11 @@ def structure(plan: Plan, bench: Bench, state: State, start: Start, log: _Log) -
     def occupied() -> list[int]:
         return [int(c) for c in np.flatnonzero(state.columns.last >= state.columns.first)]
 
+    log.done = 0.25
     state = refine(bench, state, _free(state, EARLY), occupied(), 1).state
     log("positions", bench.chi2(state))
     for number in range(COUNT_ROUNDS):
+        log.done = 0.3 + 0.6 * min(number / USUAL_ROUNDS, 1.0)
         lens = _free(state, EARLY if number < EARLY_ROUNDS else LENS)
         done = count_round(bench, state, lens, occupied(), occupied(), surface, support, rejected)
         state = done.state
@@ -227,10 +238,12 @@ def structure(plan: Plan, bench: Bench, state: State, start: Start, log: _Log) -
         elif number > 2 and done.gain < LEAST_CHI2_GAIN:
             break
     lens = _free(state, LENS)
+    log.done = 0.9
     state = corrected(bench, state, PHONON_PAIRS[2], generator)
     refined = refine(bench, state, lens, occupied(), 2, report=lambda s, c: log("joint", bench.chi2(s)))
     state = refined.state
     final = count_round(bench, state, lens, occupied(), occupied(), surface, support, rejected)
+    log.done = 1.0
     log("joint", bench.chi2(final.state), f"{final.changed} columns changed")
     return final.state, Evidence(lens, refined, final, surface, support, rejected)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
@@ -52,7 +52,7 @@ def make_twin(
     notes: tuple[str, ...],
 ) -> Twin:
     """Return the twin of a fitted state."""
-    keep = np.flatnonzero(state.columns.last >= state.columns.first)
+    keep = claimed(state.columns, start)
     image = bench.image(state)
     match = _match(bench, image, lattice)
     inflation = model_error(match, lattice.pixel_size_A)
@@ -64,11 +64,11 @@ def make_twin(
     return Twin(
         columns=table,
         atoms=_atoms(state, start, keep, sigma),
-        microscope=_estimates(plan, state, evidence, np.sqrt(inflation)),
+        microscope=_estimates(state, start, evidence, keep, np.sqrt(inflation)),
         match=match,
         pixel_size_A=lattice.pixel_size_A,
         lattice_px=state.columns.projection.vectors @ state.columns.frame / lattice.pixel_size_A,
-        thickness_A=float(np.median(state.columns.thickness()[keep])),
+        thickness_A=float(table.bottom_A.max() - table.top_A.min()),
         chi2_crystal=chi2,
         chi2_vacuum=vacuum,
         gates=_gates(match, chi2, len(keep)),
@@ -76,11 +76,18 @@ def make_twin(
         rules=dict(evidence.rejected),
         notes=(
             *notes,
-            f"Misfit that varies on the scale of a column is {inflation:.2f} times what shot noise gives; all error "
-            "bars include this factor.",
+            f"Misfit that varies on the scale of a column is {inflation:.2f} times what shot noise gives; "
+            "all error bars include this factor.",
         ),
         provenance=_provenance(plan, micrograph),
     )
+
+
+def claimed(columns: ColumnModel, start: Start) -> NDArray[np.int64]:
+    """Return the occupied columns on the recorded image; those beyond it only continue the crystal for the model."""
+    position = start.field.to_detector(columns.group_position()[:, 0])
+    on_image = ((position > -0.5) & (position < np.array(start.field.image_shape) - 0.5)).all(1)
+    return np.flatnonzero((columns.last >= columns.first) & on_image)
 
 
 def _match(bench: Bench, image: torch.Tensor, lattice: Lattice) -> Match:
@@ -104,7 +111,7 @@ def _chi2(match: Match, where: NDArray[np.bool_]) -> float:
 
 
 def model_error(match: Match, pixel: float) -> float:
-    """Return how much larger the column-scale residual in the crystal is than independent noise makes it (>= 1)."""
+    """Return how much larger the column-scale residual of the crystal is than noise alone makes it (>= 1)."""
     where = match.used & match.crystal
     residual = np.where(where, (match.measured - match.simulated) / match.sigma, 0.0).astype(float)
     s = CORRELATION_A / pixel
@@ -129,40 +136,31 @@ def position_sigma(state: State, evidence: Evidence, inflation: float) -> Floats
 def count_probability(columns: ColumnModel, evidence: Evidence, inflation: float) -> Floats:
     """Return the probability (C,) that the counts of each column are exact.
 
-    From the exact changes by moving both ends of the column, with everything continuous re-optimised and the other
-    columns marginalised in the quadratic model through the largest single coupling; costs are divided by the model
-    error. Columns at the rim may also be absent.
+    From the exact changes by moving both ends of the column, with everything continuous re-optimised and the
+    other columns as found; costs are divided by the model error.
     """
     model = evidence.final.model
-    descent = Descent(columns, _centred(model, evidence), evidence.surface, evidence.support)
+    before = evidence.refined.state.columns  # the model describes moves away from these
+    descent = Descent(before, model, evidence.surface, evidence.support)
+    chosen = [_chosen(columns, model, n) for n in range(len(model.options))]
+    for n, option in enumerate(chosen):
+        descent.choose(n, option)
     out = np.full(len(columns), np.nan)
-    start = evidence.refined.state.columns
     for n, o in enumerate(model.options):
-        chosen = _chosen(columns, model, n)
         cost = descent.local_cost(n) / inflation
         weight = np.exp(-0.5 * (cost - cost.min()))
-        counts = [
-            _content(start, o.column, int(f), int(last)) for f, last in zip(o.first, o.last, strict=True)
-        ]
-        same = np.array([c == counts[chosen] for c in counts])
+        ends = zip(o.first, o.last, strict=True)
+        counts = [_content(before, o.column, int(first), int(last)) for first, last in ends]
+        same = np.array([c == counts[chosen[n]] for c in counts])
         out[o.column] = float(weight[same].sum() / weight.sum())
     return out
 
 
 def _chosen(columns: ColumnModel, model: Profile, n: int) -> int:
+    """Option that leads to the ends a column has now."""
     o = model.options[n]
     match = np.flatnonzero((o.first == columns.first[o.column]) & (o.last == columns.last[o.column]))
     return int(match[0]) if len(match) else 0
-
-
-def _centred(model: Profile, evidence: Evidence) -> Profile:
-    """The move model as it stands after the last accepted moves."""
-    columns = evidence.final.state.columns
-    h = model.h.copy()
-    for n in range(len(model.options)):
-        for m in model.options[n].moves[_chosen(columns, model, n)]:
-            h -= model.g[m]
-    return replace(model, h=h)
 
 
 def _content(columns: ColumnModel, c: int, first: int, last: int) -> tuple[int, ...]:
@@ -173,7 +171,7 @@ def _content(columns: ColumnModel, c: int, first: int, last: int) -> tuple[int, 
 
 
 def _slide(state: State, start: Start, z: Floats) -> Floats:
-    """Offset y, x (Å) from the position in the tilted frame at the reference plane to the true one at depth z."""
+    """Offset y, x (Å) from the position in the tilted frame at the reference plane to that at depth z."""
     tilt = np.array([state.microscope["tilt_y"], state.microscope["tilt_x"]])
     return -np.tan(tilt) * (start.field.reference_z - z)[:, None]
 
@@ -206,7 +204,7 @@ def _table(
                 total = (np.nan_to_num(true[mine][:, having]) * weight[..., None]).sum(1)
                 mean = total / np.where(weight.sum(1) > 0, weight.sum(1), np.nan)[:, None]
                 by_element[mine, e] = mean
-    displacement = _displacement(columns, position, keep)
+    displacement = _displacement(columns, position, keep[start.eligible[keep]])
     pixel = field.detector_pixel
     sd = sigma[c, heaviest]
     top_atom = columns.site_depth(c, columns.first)
@@ -230,13 +228,13 @@ def _table(
 def _well_inside(position: Floats, shape: tuple[int, int], pixel: float) -> NDArray[np.bool_]:
     margin = 2.0 / pixel
     limit = np.array(shape) - 1 - margin
-    return ((position > margin) & (position < limit)).all(1)
+    return np.asarray(((position > margin) & (position < limit)).all(axis=1))
 
 
-def _displacement(columns: ColumnModel, position: Floats, keep: NDArray[np.int64]) -> Floats:
-    """Displacement y, x (Å) from the lattice that best fits the columns of the heaviest kind."""
+def _displacement(columns: ColumnModel, position: Floats, seen: NDArray[np.int64]) -> Floats:
+    """Displacement y, x (Å) from the lattice that best fits the seen columns of the heaviest kind."""
     weight = [max(atomic_number(s.element) for s in k.groups) for k in columns.projection.kinds]
-    reference = keep[columns.kind[keep] == int(np.argmax(weight))]
+    reference = seen[columns.kind[seen] == int(np.argmax(weight))]
     design = np.column_stack([columns.anchor, np.ones(len(columns))])
     solution = np.zeros((3, 2))
     residual = position - columns.anchor
@@ -270,7 +268,9 @@ def _atoms(state: State, start: Start, keep: NDArray[np.int64], sigma: Floats) -
     )
 
 
-def _estimates(plan: Plan, state: State, evidence: Evidence, inflation: float) -> tuple[Estimate, ...]:
+def _estimates(
+    state: State, start: Start, evidence: Evidence, keep: NDArray[np.int64], inflation: float
+) -> tuple[Estimate, ...]:
     q = evidence.refined.quadratic
     sd = np.sqrt(np.diag(evidence.refined.covariance))[: len(q.imaging)] * inflation
     sigma = {i: float(s) * PARAMETERS[i].step for i, s in zip(q.imaging, sd, strict=True)}
@@ -280,11 +280,14 @@ def _estimates(plan: Plan, state: State, evidence: Evidence, inflation: float) -
         i = INDEX[p.name]
         if p.name in ("shift_x", "shift_y"):
             continue
-        note = ""
+        note, value = "", m.values[i]
         if p.name == "c1":
-            note = (
-                "overfocus" if m["c1"] > 0 else "underfocus"
-            ) + ", from the lower face of the simulated box"
+            # Fitted from a fixed plane of the box; users expect it from the exit plane of the specimen.
+            columns = state.columns
+            deepest = columns.slice_of(columns.site_depth(keep, columns.last[keep])).max()
+            exit_z = columns.projection.origin + (deepest + 0.5) * columns.projection.plane
+            value = value + start.field.reference_z - exit_z
+            note = ("overfocus" if value > 0 else "underfocus") + ", from the lower face of the lowest occupied slice"
         elif p.name == "absorption":
             note = "effective, the rest returns as diffuse intensity"
         unit = p.unit.replace("²", "2").replace("µ", "u")
@@ -292,7 +295,7 @@ def _estimates(plan: Plan, state: State, evidence: Evidence, inflation: float) -
             Estimate(
                 f"{p.name}_{unit}" if unit else p.name,
                 p.label,
-                m.values[i] * p.factor,
+                value * p.factor,
                 sigma[i] * p.factor if i in sigma else float("nan"),
                 p.unit,
                 i in sigma,
@@ -314,7 +317,7 @@ def _gates(match: Match, chi2: float, columns: int) -> tuple[Gate, ...]:
             share,
             0.25,
             share <= 0.25,
-            "Misfit beyond noise, as a share of the crystal's contrast; a wrong structure or lens leaves more.",
+            "Misfit beyond noise, as a share of the crystal's contrast; a wrong model leaves more.",
         ),
         Gate(
             "reduced chi-square of the crystal",
@@ -328,7 +331,7 @@ def _gates(match: Match, chi2: float, columns: int) -> tuple[Gate, ...]:
 
 
 def _provenance(plan: Plan, micrograph: Micrograph) -> dict[str, str]:
-    digest = hashlib.sha256(np.ascontiguousarray(micrograph.intensity)).hexdigest()
+    digest = hashlib.sha256(np.ascontiguousarray(micrograph.intensity).tobytes()).hexdigest()
     return {
         "qhrtem": version("qhrtem"),
         "torch": torch.__version__,

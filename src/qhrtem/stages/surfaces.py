@@ -20,7 +20,7 @@ COLUMN_PRICE = 16.0
 
 
 def rim(columns: ColumnModel, neighbours: Neighbours) -> tuple[list[int], list[int]]:
-    """Return occupied columns with an empty neighbour, and empty sites with at least two occupied neighbours."""
+    """Return occupied columns with an empty neighbour, and empty sites with at least two occupied ones."""
     occupied = columns.last >= columns.first
     a, b = neighbours.pairs.T
     filled = np.bincount(a, occupied[b], len(columns)) + np.bincount(b, occupied[a], len(columns))
@@ -33,7 +33,7 @@ def rim(columns: ColumnModel, neighbours: Neighbours) -> tuple[list[int], list[i
 def primed(
     columns: ColumnModel, vacant: list[int], neighbours: Neighbours
 ) -> tuple[ColumnModel, dict[int, int]]:
-    """Return the model with empty sites set to start where their neighbours do, and how many sites would fill each."""
+    """Return the model with empty sites starting where their neighbours do, and the sites that fill each."""
     occupied = columns.last >= columns.first
     near: dict[int, list[int]] = {c: [] for c in vacant}
     for a, b in neighbours.pairs:
@@ -61,10 +61,10 @@ def outline_round(
     eligible: set[int],
     neighbours: Neighbours,
 ) -> tuple[State, int]:
-    """Return the state with rim columns removed or added where the image asks for it, and how many changed.
+    """Return the state with rim columns removed or added as the image asks, and how many changed.
 
-    eligible: columns that may change (those the image can see). The additions and removals compete in the same
-    quadratic model as everything else; the exact image decides.
+    eligible: columns that may change (those the image can see). The additions and removals compete in the
+    same quadratic model as everything else; the exact image decides.
     """
     edge, vacant = rim(state.columns, neighbours)
     columns, fill = primed(state.columns, [c for c in vacant if c in eligible], neighbours)
