@@ -49,7 +49,7 @@ TIE = 1.3  # orientations within this factor of the best misfit are kept until t
 PHONON_PAIRS = (3, 6, 8)  # frozen-phonon pairs of the first, middle and last thermal correction
 COUNT_ROUNDS = 10
 USUAL_ROUNDS = 7  # for the estimate of the time left
-LEAST_CHI2_GAIN = 2.0  # a round of count moves that gains less has converged
+LEAST_CHI2_GAIN = 6.0  # a round of count moves that gains less has converged
 
 
 @dataclass
