@@ -2,8 +2,9 @@
 
     python benchmarks/main_job.py [--seeds 0 1 2] [--phantoms FOLDER] [--keep FOLDER]
 
-The bundled example is fitted with every seed. With --phantoms (a folder of NAME.tif, NAME.json and truth/NAME.npz)
-its images are fitted once with the first seed. Truth is read here, for scoring, and nowhere in the package.
+The bundled example is fitted with every seed. With --phantoms (a folder of NAME.tif, NAME.json and
+truth/NAME.npz) its images are fitted once with the first seed. Truth is read here, for scoring, and nowhere in
+the package.
 """
 
 from __future__ import annotations
@@ -25,7 +26,15 @@ ROOT = HERE.parent
 EXAMPLE = ROOT / "src/qhrtem/data/bto_edge_small.toml"
 RESULTS = HERE / "results.md"
 # What the main job has to reach on the bundled example.
-GOALS = {"found": 0.98, "invented": 2, "Ti": 0.90, "Ba": 0.85, "within_one": 0.95, "position_rms_pm": 5.0, "chi2": 1.25}
+GOALS = {
+    "found": 0.98,
+    "invented": 2,
+    "Ti": 0.90,
+    "Ba": 0.85,
+    "within_one": 0.95,
+    "position_rms_pm": 5.0,
+    "chi2": 1.25,
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,18 @@ class Outcome:
 def fit(plan: Path, truth: Path, seed: int, out: Path) -> Outcome:
     """Fit a plan with a seed by the command line and score it."""
     begin = time.monotonic()
-    command = [sys.executable, "-m", "qhrtem", "fit", str(plan), "--out", str(out), "--seed", str(seed), "--force"]
+    command = [
+        sys.executable,
+        "-m",
+        "qhrtem",
+        "fit",
+        str(plan),
+        "--out",
+        str(out),
+        "--seed",
+        str(seed),
+        "--force",
+    ]
     subprocess.run(command, check=True)
     seconds = time.monotonic() - begin
     scorer = [sys.executable, str(HERE / "score.py"), str(out / "columns.csv"), str(truth), "--json"]
@@ -111,33 +131,48 @@ def met(o: Outcome) -> bool:
 
 def write(outcomes: list[Outcome]) -> None:
     """Write the table of all runs."""
-    head = (
-        "| image | seed | found | invented | exact by element | exact, all elements | within one | position rms (pm) |"
-        " χ² crystal | coverage 68 / 95 % | p_exact mean / calibration error | time (min) |\n" + "|---" * 12 + "|"
+    names = (
+        "image",
+        "seed",
+        "found",
+        "invented",
+        "exact by element",
+        "exact, all elements",
+        "within one",
+        "position rms (pm)",
+        "χ² crystal",
+        "coverage 68 / 95 %",
+        "p_exact mean / calibration error",
+        "time (min)",
     )
+    head = "| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|"
     example = [o for o in outcomes if o.name == EXAMPLE.stem]
     passed = sum(met(o) for o in example)
-    goals = ", ".join(f"{k} {'≤' if k in ('invented', 'position_rms_pm', 'chi2') else '≥'} {v}" for k, v in GOALS.items())
+    upper = ("invented", "position_rms_pm", "chi2")
+    goals = ", ".join(f"{k} {'≤' if k in upper else '≥'} {v}" for k, v in GOALS.items())
     rms = [o.score["position_rms_pm"] for o in example]
+    rows = "\n".join(row(o) for o in outcomes)
     text = f"""# Results of the main job
 
 Written by `python benchmarks/main_job.py`; every figure comes from a run of the command line on two cores.
 The images were calculated by another simulator (abTEM, frozen phonons); their answers are used for scoring alone.
 
 {head}
-""" + "\n".join(row(o) for o in outcomes)
-    text += f"""
+{rows}
 
 Goals for the bundled example ({goals}): met by {passed} of {len(example)} seeds.
-Position error over seeds: {np.min(rms):.2f} to {np.max(rms):.2f} pm. Columns are scored at least 6 Å inside the image;
-positions after removing one rigid shift. Coverage: share of columns whose error lies within one and 1.96 claimed
-standard deviations. Calibration error: mean gap between the claimed probability of exact counts and their frequency.
+Position error over seeds: {np.min(rms):.2f} to {np.max(rms):.2f} pm. Columns are scored at least 6 Å inside the
+image; positions after removing one rigid shift. Coverage: share of columns whose error lies within one and 1.96
+claimed standard deviations. Calibration error: mean gap between the claimed probability of exact counts and their
+frequency.
 """
     RESULTS.write_text(text, "utf-8")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--phantoms", type=Path, help="folder of further images with known answers")
     parser.add_argument("--keep", type=Path, help="keep the run folders here")

@@ -80,7 +80,8 @@ class Progress:
         best = self._best[step.stage]
         note = f"  {escape(step.note)}" if step.note else ""
         left = self._left(step.seconds)
-        return f"{clock(step.seconds):>6}  {step.stage:<10} {step.iteration:>5}  best χ² {best:.4f}{note}{left}"
+        when = f"{clock(step.seconds):>6}  {step.stage:<10} {step.iteration:>5}"
+        return f"{when}  best χ² {best:.4f}{note}{left}"
 
     def _left(self, elapsed: float) -> str:
         """Time left if the rest goes at the pace so far, once a tenth is done."""

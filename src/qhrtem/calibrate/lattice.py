@@ -127,8 +127,8 @@ def _refuse(
         )
     if evidence >= EVIDENCE_NEEDED:
         raise InputError(
-            f"{name}: the image shows a lattice, but only part of the reflections of {p.crystal.name} [{zone}]; "
-            "check the CIF and zone_axis"
+            f"{name}: the image shows a lattice, but only part of the reflections of {p.crystal.name} "
+            f"[{zone}]; check the CIF and zone_axis"
         )
     raise InputError(
         f"{name}: no lattice of {p.crystal.name} along [{zone}] was found (signal {evidence:.1f} times the "

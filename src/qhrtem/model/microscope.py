@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qhrtem.physics.aberrations import delocalisation
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class ImagingParameter:
     structural: bool = False  # acts on the exit wave rather than on the lens
 
 
-INF = math.inf
+# Negative-C3 imaging at optimum defocus moves 1 Å detail by about this much; windows and margins allow for it.
+TUNED_DELOCALISATION_A = 1.5
 # Priors describe a tuned aberration-corrected instrument; the plan overrides what the user knows.
 PARAMETERS: tuple[ImagingParameter, ...] = (
     ImagingParameter("c1", "C1", "nm", 0.1, 2.0, 50.0, 60.0, -400, 400),
@@ -100,6 +102,10 @@ class Microscope:
             "A3": complex(v["a3_x"], v["a3_y"]),
             "C5": v["c5"],
         }
+
+    def delocalisation(self) -> float:
+        """Return how far (Å) the lens carries 1 Å detail sideways beyond that of a well-tuned instrument."""
+        return max(0.0, delocalisation(self.energy, self.coefficients()) - TUNED_DELOCALISATION_A)
 
     def free(self) -> list[int]:
         """Return the indices of parameters that may be refined (prior sigma above zero)."""

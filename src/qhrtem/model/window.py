@@ -27,7 +27,8 @@ from qhrtem.physics.multislice import propagator
 from qhrtem.physics.potential import phase_factor, radial_frequency, soft_band_limit
 from qhrtem.specimen.columns import ColumnModel
 
-WINDOW_A = 10.0
+WINDOW_A = 10.0  # Å, for a well-tuned lens
+WIDEST_WINDOW_A = 26.0
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,13 @@ class WindowModel:
     """Image changes by single columns around one reference structure and microscope."""
 
     def __init__(
-        self, model: ForwardModel, columns: ColumnModel, microscope: Microscope, width: float = WINDOW_A
+        self, model: ForwardModel, columns: ColumnModel, microscope: Microscope, width: float | None = None
     ) -> None:
         self.model, self.columns, self.microscope = model, columns, microscope
         field = model.field.grid
         up, down = model.field.ratio
+        if width is None:
+            width = min(WINDOW_A + 2 * microscope.delocalisation(), WIDEST_WINDOW_A)
         self.size = paired_size(math.ceil(width / model.field.detector_pixel), up, down)  # image pixels
         self.wave_size = self.size * up // down
         self.grid = Grid((self.wave_size,) * 2, field.pixel, field.device, field.dtype)

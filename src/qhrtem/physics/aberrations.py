@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Mapping
 
@@ -87,6 +88,27 @@ def chi_gradient(grid: Grid, energy: float, coefficients: Mapping[str, complex])
         gx = gx + weight * (complex(c) * (a + b)).real
         gy = gy + weight * (complex(c) * 1j * (a - b)).real
     return gy, gx
+
+
+def delocalisation(energy: float, coefficients: Mapping[str, complex], resolution: float = 1.0) -> float:
+    """Return the farthest that the lens carries detail in Å: the largest |∇χ|/2π up to 1/resolution.
+
+    energy: eV; coefficients: Å; resolution: finest spacing considered, Å.
+    """
+    lam = wavelength(energy)
+    farthest = 0.0
+    for k in (0.25, 0.5, 0.7, 0.85, 1.0):
+        for n in range(16):
+            w = lam * k / resolution * cmath.exp(2j * math.pi * n / 16)
+            gradient = 0j
+            for name, c in coefficients.items():
+                weight, p, q = TERMS[name]
+                value = complex(c)
+                along = p * w ** (p - 1) * w.conjugate() ** q if p else 0
+                across = q * w**p * w.conjugate() ** (q - 1) if q else 0
+                gradient += weight * complex((value * (along + across)).real, (value * 1j * (along - across)).real)
+            farthest = max(farthest, abs(gradient))
+    return farthest
 
 
 def to_krivanek(name: str, value: complex) -> tuple[str, float, float]:

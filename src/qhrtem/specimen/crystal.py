@@ -180,6 +180,8 @@ def _zone_basis(crystal: Crystal, zone: tuple[int, int, int]) -> NDArray[np.floa
     length = np.round(np.linalg.norm(flat, axis=1), 6)
     rise = np.round(np.abs(vectors @ unit), 6)
     order = [i for i in np.lexsort((rise, length)) if length[i] > 1e-3]
+    if length[order[0]] < COLUMN_RADIUS_A:
+        order = []  # neighbouring columns would be one
     for rank, i in enumerate(order[:60]):
         for j in order[rank + 1 : 200]:
             if round(abs(float(np.linalg.det(np.array([span[i], span[j], n]))))) == 1:
@@ -312,6 +314,14 @@ def _slices(kinds: tuple[ColumnKind, ...], depth: tuple[float, float], period: f
         n = len(centre)
         return n, float(np.mod((centre - np.arange(n) * period / n).mean(), period))
     return max(1, round(period / 1.5)), float(centre[0])
+
+
+def shortest_distance(crystal: Crystal) -> float:
+    """Return the shortest distance between two atoms of the crystal, Å (shared sites left out)."""
+    cells = np.array([(i, j, k) for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)], dtype=float)
+    delta = crystal.fractional[:, None, None] - crystal.fractional[None, :, None] + cells
+    distance = np.linalg.norm(delta @ crystal.cell, axis=-1)
+    return float(distance[distance > 0.3].min())
 
 
 def atomic_number(element: str) -> int:

@@ -3,9 +3,8 @@
 Every ±1 and ±2 move of both ends of every column is simulated exactly in its window. The moves then compete
 in one quadratic model in which imaging parameters and positions are re-optimised for every candidate (they
 are projected out), so a lens error cannot buy atoms. The best set of moves under that model and the surface
-rules is found by descent over columns and neighbour pairs, and accepted only if the exact image agrees. How
-many columns may change at once is a trust region: it grows when the exact gain follows the predicted one and
-shrinks when it does not.
+rules is found by descent over columns and neighbour pairs, and accepted only if the exact image agrees;
+where it does not, the half with the smaller single gains is dropped and the rest tried again.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from qhrtem.stages.objective import Bench, State
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-MAX_STATES = 25
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from qhrtem.stages.objective import Bench, State, make_misfit
 from qhrtem.stages.result import Evidence, make_twin
 from qhrtem.stages.start import Start, planned_microscope, start_field
 from qhrtem.stages.surfaces import outline_round
+from qhrtem.stages.thickness import basin_cost, explore
 
 Report = Callable[[Step], None]
 
@@ -48,6 +49,8 @@ TRIALS = 96  # simulations of the global search over imaging parameters, for eac
 TIE = 1.3  # orientations within this factor of the best misfit are kept until the whole field decides
 PHONON_PAIRS = (3, 6, 8)  # frozen-phonon pairs of the first, middle and last thermal correction
 COUNT_ROUNDS = 10
+BORDER_A = 1.5  # rim of the image left out of the misfit: columns beyond the image disturb it
+MOST_PERIODS = 3  # tried in each direction
 USUAL_ROUNDS = 7  # for the estimate of the time left
 LEAST_CHI2_GAIN = 6.0  # a round of count moves that gains less has converged
 
@@ -162,7 +165,8 @@ def choose(
     for hypothesis in hypotheses:
         start = start_field(micrograph, lattice, projection, averages, hypothesis)
         model = ForwardModel(start.field, start.microscope.energy)
-        bench = Bench(model, make_misfit(micrograph, start.field), os.cpu_count() or 1)
+        border = BORDER_A + start.microscope.delocalisation()
+        bench = Bench(model, make_misfit(micrograph, start.field, border), os.cpu_count() or 1)
         state = State(start.columns, start.microscope)
         state = corrected(bench, state, PHONON_PAIRS[0], np.random.default_rng(0))
         log("lens", bench.chi2(state), "first model of the field")
@@ -205,6 +209,11 @@ def corrected(bench: Bench, state: State, pairs: int, generator: np.random.Gener
     return replace(state, diffuse=diffuse)
 
 
+def occupied_columns(state: State) -> list[int]:
+    """Return the columns that hold atoms."""
+    return [int(c) for c in np.flatnonzero(state.columns.last >= state.columns.first)]
+
+
 def _free(state: State, names: tuple[str, ...]) -> list[int]:
     return [INDEX[n] for n in names if state.microscope.sigma[INDEX[n]] > 0]
 
@@ -218,13 +227,13 @@ def structure(plan: Plan, bench: Bench, state: State, start: Start, log: _Log) -
     rejected: dict[str, int] = {}
 
     def occupied() -> list[int]:
-        return [int(c) for c in np.flatnonzero(state.columns.last >= state.columns.first)]
+        return occupied_columns(state)
 
     log.done = 0.25
     state = refine(bench, state, _free(state, EARLY), occupied(), 1).state
     log("positions", bench.chi2(state))
     for number in range(COUNT_ROUNDS):
-        log.done = 0.3 + 0.6 * min(number / USUAL_ROUNDS, 1.0)
+        log.done = 0.3 + 0.45 * min(number / USUAL_ROUNDS, 1.0)
         lens = _free(state, EARLY if number < EARLY_ROUNDS else LENS)
         done = count_round(bench, state, lens, occupied(), occupied(), surface, support, rejected)
         state = done.state
@@ -238,6 +247,8 @@ def structure(plan: Plan, bench: Bench, state: State, start: Start, log: _Log) -
         elif number > 2 and done.gain < LEAST_CHI2_GAIN:
             break
     lens = _free(state, LENS)
+    log.done = 0.75
+    state, behind = other_thicknesses(bench, state, lens, surface, support, rejected, log)
     log.done = 0.9
     state = corrected(bench, state, PHONON_PAIRS[2], generator)
     refined = refine(bench, state, lens, occupied(), 2, report=lambda s, c: log("joint", bench.chi2(s)))
@@ -245,7 +256,34 @@ def structure(plan: Plan, bench: Bench, state: State, start: Start, log: _Log) -
     final = count_round(bench, state, lens, occupied(), occupied(), surface, support, rejected)
     log.done = 1.0
     log("joint", bench.chi2(final.state), f"{final.changed} columns changed")
-    return final.state, Evidence(lens, refined, final, surface, support, rejected)
+    return final.state, Evidence(lens, refined, final, surface, support, rejected, behind)
+
+
+def other_thicknesses(
+    bench: Bench,
+    state: State,
+    lens: list[int],
+    surface: SurfaceEnergy,
+    support: NeighbourStep,
+    rejected: dict[str, int],
+    log: _Log,
+) -> tuple[State, tuple[float, ...]]:
+    """Return the best state over specimens a period thicker or thinner, and how far (χ²) the others are behind."""
+    cost = basin_cost(bench, state, lens, surface)
+    behind: list[float] = []
+    for direction in (1, -1):
+        for _ in range(MOST_PERIODS):
+            trial, value = explore(
+                bench, state, direction, lens, occupied_columns, surface, support, rejected, cost
+            )
+            note = f"{'thicker' if direction > 0 else 'thinner'} by a period: Δχ² {value - cost:+.0f}"
+            log("counts", bench.chi2(trial), note)
+            if value >= cost:
+                behind.append(value - cost)
+                break
+            behind.append(cost - value)
+            state, cost = trial, value
+    return state, tuple(behind)
 
 
 def neighbour_radius(projection: Projection) -> float:

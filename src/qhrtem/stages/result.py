@@ -17,8 +17,8 @@ from qhrtem.model.microscope import INDEX, PARAMETERS, Microscope
 from qhrtem.model.twin import Atoms, ColumnTable, Estimate, Gate, Match, Step, Twin
 from qhrtem.plan import Plan
 from qhrtem.specimen.columns import ColumnModel
-from qhrtem.specimen.crystal import atomic_number
-from qhrtem.specimen.rules import NeighbourStep, SurfaceEnergy
+from qhrtem.specimen.crystal import atomic_number, shortest_distance
+from qhrtem.specimen.rules import MinimumDistance, NeighbourStep, SurfaceEnergy
 from qhrtem.stages.counts import CountRound, Descent, Profile
 from qhrtem.stages.joint import Refined
 from qhrtem.stages.objective import Bench, State
@@ -38,6 +38,7 @@ class Evidence:
     surface: SurfaceEnergy
     support: NeighbourStep
     rejected: dict[str, int]
+    behind: tuple[float, ...] = ()  # χ² by which other thicknesses of the whole specimen fit worse
 
 
 def make_twin(
@@ -71,7 +72,7 @@ def make_twin(
         thickness_A=float(table.bottom_A.max() - table.top_A.min()),
         chi2_crystal=chi2,
         chi2_vacuum=vacuum,
-        gates=_gates(match, chi2, len(keep)),
+        gates=_gates(match, chi2, state.columns, keep),
         history=history,
         rules=dict(evidence.rejected),
         notes=(
@@ -84,7 +85,7 @@ def make_twin(
 
 
 def claimed(columns: ColumnModel, start: Start) -> NDArray[np.int64]:
-    """Return the occupied columns on the recorded image; those beyond it only continue the crystal for the model."""
+    """Return the occupied columns on the recorded image; those beyond it only continue the crystal."""
     position = start.field.to_detector(columns.group_position()[:, 0])
     on_image = ((position > -0.5) & (position < np.array(start.field.image_shape) - 0.5)).all(1)
     return np.flatnonzero((columns.last >= columns.first) & on_image)
@@ -137,7 +138,8 @@ def count_probability(columns: ColumnModel, evidence: Evidence, inflation: float
     """Return the probability (C,) that the counts of each column are exact.
 
     From the exact changes by moving both ends of the column, with everything continuous re-optimised and the
-    other columns as found; costs are divided by the model error.
+    other columns as found, times the probability that the whole specimen is not a period thicker or thinner;
+    costs are divided by the model error.
     """
     model = evidence.final.model
     before = evidence.refined.state.columns  # the model describes moves away from these
@@ -153,7 +155,7 @@ def count_probability(columns: ColumnModel, evidence: Evidence, inflation: float
         counts = [_content(before, o.column, int(first), int(last)) for first, last in ends]
         same = np.array([c == counts[chosen[n]] for c in counts])
         out[o.column] = float(weight[same].sum() / weight.sum())
-    return out
+    return out / (1 + sum(np.exp(-0.5 * b / inflation) for b in evidence.behind))
 
 
 def _chosen(columns: ColumnModel, model: Profile, n: int) -> int:
@@ -287,7 +289,7 @@ def _estimates(
             deepest = columns.slice_of(columns.site_depth(keep, columns.last[keep])).max()
             exit_z = columns.projection.origin + (deepest + 0.5) * columns.projection.plane
             value = value + start.field.reference_z - exit_z
-            note = ("overfocus" if value > 0 else "underfocus") + ", from the lower face of the lowest occupied slice"
+            note = ("overfocus" if value > 0 else "underfocus") + ", exit plane"
         elif p.name == "absorption":
             note = "effective, the rest returns as diffuse intensity"
         unit = p.unit.replace("²", "2").replace("µ", "u")
@@ -305,12 +307,14 @@ def _estimates(
     return tuple(out)
 
 
-def _gates(match: Match, chi2: float, columns: int) -> tuple[Gate, ...]:
+def _gates(match: Match, chi2: float, columns: ColumnModel, keep: NDArray[np.int64]) -> tuple[Gate, ...]:
     where = match.used & match.crystal
     r2 = (match.measured - match.simulated)[where].astype(float) ** 2
     unexplained = np.sqrt(max(float((r2 - match.sigma[where].astype(float) ** 2).mean()), 0.0))
     contrast = float(match.simulated[where].std())
     share = unexplained / max(contrast, 1e-6)
+    distance = MinimumDistance(0.6 * shortest_distance(columns.projection.crystal))
+    close = int(distance.broken(columns)[keep].sum())
     return (
         Gate(
             "unexplained contrast",
@@ -326,7 +330,14 @@ def _gates(match: Match, chi2: float, columns: int) -> tuple[Gate, ...]:
             chi2 <= 2.0,
             "Squared misfit over the noise expected; one for a perfect model.",
         ),
-        Gate("columns", float(columns), 6.0, columns >= 6, "Columns needed for a registered lattice."),
+        Gate("columns", float(len(keep)), 6.0, len(keep) >= 6, "Columns needed for a registered lattice."),
+        Gate(
+            "columns with atoms too close",
+            float(close),
+            0.0,
+            close == 0,
+            "Atoms nearer than 0.6 times the crystal's shortest distance mean that positions went astray.",
+        ),
     )
 
 

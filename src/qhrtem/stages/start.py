@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qhrtem.calibrate.lattice import Lattice
-from qhrtem.model.forward import Field, make_field
+from qhrtem.model.forward import MARGIN_A, Field, make_field
 from qhrtem.model.micrograph import Micrograph
 from qhrtem.model.microscope import INDEX, Microscope, nominal
 from qhrtem.plan import MtfFormula, Plan
@@ -87,11 +87,13 @@ def start_field(
     pixel = lattice.pixel_size_A
     plane = projection.plane
     reference = MID_PLANE_A + round(QUOTED_A / plane) * plane / 2
-    field = make_field((micrograph.intensity.shape[0], micrograph.intensity.shape[1]), pixel, reference)
+    spread = min(hypothesis.microscope.delocalisation(), 8.0)
+    shape = (micrograph.intensity.shape[0], micrograph.intensity.shape[1])
+    field = make_field(shape, pixel, reference, margin=MARGIN_A + spread)
     vectors = projection.vectors @ hypothesis.frame
     origin = field.to_field(np.zeros(2)) - np.array(hypothesis.origin) @ vectors
     ny, nx = field.image_shape
-    low, high = field.to_field(np.zeros(2)) - 6.0, field.to_field(np.array([ny - 1, nx - 1])) + 6.0
+    low, high = field.to_field(np.zeros(2)) - MARGIN_A, field.to_field(np.array([ny - 1, nx - 1])) + MARGIN_A
     columns = lattice_columns(projection, origin, hypothesis.frame, (low[0], low[1], high[0], high[1]))
     detector = field.to_detector(columns.anchor)
     inside = np.clip(np.round(detector).astype(int), 0, np.array([ny - 1, nx - 1]))

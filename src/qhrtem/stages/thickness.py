@@ -1,0 +1,67 @@
+"""Whole-specimen thickness: the basin that no single column can leave.
+
+One period more or less in every column changes the image far less than in one column, because C1, vibration,
+focal spread and Debye–Waller factors follow. Single-column moves therefore never cross between these basins. Each
+neighbouring thickness is given the same treatment as the present one and compared by its exact cost; what is not
+told apart by the image stays in the error bars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from qhrtem.specimen.rules import NeighbourStep, SurfaceEnergy
+from qhrtem.stages.counts import count_round
+from qhrtem.stages.joint import refine, total_cost
+from qhrtem.stages.objective import Bench, State
+
+HOPELESS = 300.0  # χ² units behind after the first refinement: no later round makes up for it
+
+
+def shifted(state: State, periods: int) -> State:
+    """Return the state with every column longer (or shorter) at its exit end by whole periods of the crystal.
+
+    C1 follows by half the change, so that the mid-plane stays in focus.
+    """
+    columns = state.columns
+    occupied = columns.last >= columns.first
+    sites = np.array([len(k.sites) for k in columns.projection.kinds])[columns.kind]
+    last = np.where(occupied, np.maximum(columns.last + periods * sites, columns.first), columns.last)
+    depth = periods * columns.projection.period
+    microscope = state.microscope.with_values(c1=state.microscope["c1"] + depth / 2)
+    return replace(state, columns=columns.with_ends(columns.first, last), microscope=microscope)
+
+
+def explore(
+    bench: Bench,
+    state: State,
+    periods: int,
+    imaging: list[int],
+    occupied: Callable[[State], list[int]],
+    surface: SurfaceEnergy,
+    support: NeighbourStep,
+    rejected: dict[str, int],
+    target: float,
+) -> tuple[State, float]:
+    """Return the best state found from a start `periods` thicker, and its cost with the surface energy.
+
+    target: cost of the present basin; exploration stops early when the new one is far behind.
+    """
+    trial = shifted(state, periods)
+    trial = refine(bench, trial, imaging, [], 3).state
+    cost = np.inf
+    for _ in range(3):
+        columns = occupied(trial)
+        trial = count_round(bench, trial, imaging, columns, columns, surface, support, rejected).state
+        before, cost = cost, basin_cost(bench, trial, imaging, surface)
+        if cost > target + HOPELESS or before - cost < 6.0:
+            break
+    return trial, cost
+
+
+def basin_cost(bench: Bench, state: State, imaging: list[int], surface: SurfaceEnergy) -> float:
+    """Return the cost by which basins are compared: likelihood, priors and surface energy."""
+    return total_cost(bench, state, imaging) + surface.cost(state.columns)
