@@ -14,6 +14,7 @@ from qhrtem.specimen.crystal import Projection
 
 Floats = NDArray[np.float64]
 SCALE_TOLERANCE = 0.12  # how wrong a stated pixel size may be before it is refused
+LARGEST_SHEAR = 0.1  # distortion of the lattice beyond scale and rotation; scanners and cameras stay far below
 EVIDENCE_NEEDED = 12.0  # power of the stronger reflections over the background; noise alone reaches about 4
 RESOLUTION_A = 0.9  # reflections beyond this spacing are not used to find the lattice
 
@@ -81,13 +82,15 @@ def register(
     best_near = np.unravel_index(np.argmax(np.where(near[None, :], score, -np.inf)), score.shape)
     top = float(score[best_near])
     frame = _frame(np.deg2rad(angles[best_near[0]]), scales[best_near[1]] / pixel)
-    frame = _refine(flat, refl, frame)
+    refined = _refine(flat, refl, frame)
+    if _plausible(refined * pixel):
+        frame = refined
     evidence = _evidence(signal, refl, frame)
     far = float(np.where(near[None, :], -np.inf, score).max())
     if evidence < EVIDENCE_NEEDED or far > 1.6 * top:
         _refuse(signal, refl, score, near, angles, scales, pixel, evidence, projection, name)
     linear = frame * pixel
-    u, singular, vt = np.linalg.svd(linear)
+    singular = np.linalg.svd(linear, compute_uv=False)
     scale = float(np.sqrt(abs(np.linalg.det(linear))))
     rotation = float(np.rad2deg(np.arctan2(frame[0, 0], frame[0, 1])))
     crystal = lattice_area(flat, refl, frame)
@@ -225,6 +228,13 @@ def _refine(flat: Floats, refl: Reflections, frame: Floats) -> Floats:
         )
         best = (np.eye(2) + found.x.reshape(2, 2)) @ start
     return best
+
+
+def _plausible(linear: Floats) -> bool:
+    """Whether a refined frame (times the pixel size) is still the lattice that was found."""
+    long, short = np.linalg.svd(linear, compute_uv=False)
+    scale = abs(0.5 * np.log(long * short))
+    return bool(scale < np.log(1 + SCALE_TOLERANCE) + 0.02 and long < (1 + LARGEST_SHEAR) * short)
 
 
 def _evidence(signal: _Spectrum, refl: Reflections, frame: Floats) -> float:

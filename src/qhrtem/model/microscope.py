@@ -26,7 +26,7 @@ class ImagingParameter:
     structural: bool = False  # acts on the exit wave rather than on the lens
 
 
-# Negative-C3 imaging at optimum defocus moves 1 Å detail by about this much; windows and margins allow for it.
+# A tuned lens moves 1 Å detail by up to this much; windows and margins allow for it.
 TUNED_DELOCALISATION_A = 1.5
 # Priors describe a tuned aberration-corrected instrument; the plan overrides what the user knows.
 PARAMETERS: tuple[ImagingParameter, ...] = (

@@ -106,7 +106,8 @@ def delocalisation(energy: float, coefficients: Mapping[str, complex], resolutio
                 value = complex(c)
                 along = p * w ** (p - 1) * w.conjugate() ** q if p else 0
                 across = q * w**p * w.conjugate() ** (q - 1) if q else 0
-                gradient += weight * complex((value * (along + across)).real, (value * 1j * (along - across)).real)
+                slope_x, slope_y = (value * (along + across)).real, (value * 1j * (along - across)).real
+                gradient += weight * complex(slope_x, slope_y)
             farthest = max(farthest, abs(gradient))
     return farthest
 

@@ -34,6 +34,11 @@ class Neighbours:
 
     pairs: NDArray[np.int64]  # (E, 2)
 
+    def of(self, column: int) -> NDArray[np.int64]:
+        """Return the neighbours of one column."""
+        a, b = self.pairs.T
+        return np.concatenate([b[a == column], a[b == column]])
+
     @staticmethod
     def within(columns: ColumnModel, radius: float) -> Neighbours:
         """Return pairs whose ideal positions lie within `radius` Å."""

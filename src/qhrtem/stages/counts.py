@@ -84,85 +84,76 @@ def _options(columns: ColumnModel, moves: list[EndMove]) -> list[Options]:
     return out
 
 
+@dataclass(frozen=True)
+class _Local:
+    """What the descent needs of one column: S options, m moves, k occupied neighbours."""
+
+    own: Ints  # (m,) its moves
+    pick: Floats  # (S, m) which moves make up each option
+    coupling: Floats  # (m, m) of its own moves
+    square: Floats  # (S,) cost of each option's moves among themselves
+    surface: Floats  # (S, 2) Å, entrance and exit surface
+    near: Ints  # (k,)
+    allowed: Floats  # (k,) Å, step that the site spacing makes unavoidable
+
+
 class Descent:
     """Minimises the move model plus surface energy over one option a column."""
 
     def __init__(
         self, columns: ColumnModel, model: Profile, surface: SurfaceEnergy, support: NeighbourStep
     ) -> None:
-        self.columns, self.model, self.surface = columns, model, surface
+        self.model, self.surface = model, surface
         self.chosen = np.zeros(len(model.options), dtype=np.int64)
         self.field = -2 * model.h  # derivative of the cost with respect to each move, without its own square
-        self.square = np.diag(model.g)
-        n = len(columns)
-        self.place = np.full(n, -1)
+        self.place = np.full(len(columns), -1)
         self.place[[o.column for o in model.options]] = np.arange(len(model.options))
-        self.first, self.last = columns.first.copy(), columns.last.copy()
-        self.near: list[list[int]] = [[] for _ in range(n)]
-        for a, b in surface.neighbours.pairs:
-            self.near[a].append(int(b))
-            self.near[b].append(int(a))
-        self._depths(support)
-
-    def _depths(self, support: NeighbourStep) -> None:
-        """Surface depth of every option of every column."""
-        self.top, self.bottom = [], []
-        for o in self.model.options:
-            c = np.full(len(o.first), o.column)
-            at = self.columns.site_depth
-            self.top.append((at(c, o.first) + at(c, o.first - 1)) / 2)
-            self.bottom.append((at(c, o.last) + at(c, o.last + 1)) / 2)
-        self.depth = np.stack(self.columns.surfaces(), axis=1)  # (C, 2), current
-        self.occupied = self.columns.last >= self.columns.first
-        self.barred = [self._barred(n, support) for n in range(len(self.model.options))]
+        self.depth = np.stack(columns.surfaces(), axis=1)  # (C, 2) Å, both surfaces as chosen
+        self.local = [self._prepare(columns, o) for o in model.options]
+        self.barred = [self._barred(p, support) for p in self.local]
         self.rejected = int(sum(np.isinf(b).sum() for b in self.barred))
 
-    def _barred(self, n: int, support: NeighbourStep) -> Floats:
+    def _prepare(self, columns: ColumnModel, o: Options) -> _Local:
+        own = np.array(sorted({m for moves in o.moves for m in moves}), dtype=np.int64)
+        pick = np.array([[m in moves for m in own] for moves in o.moves], dtype=float)
+        coupling = self.model.g[np.ix_(own, own)]
+        c = np.full(len(o.first), o.column)
+        at = columns.site_depth
+        top = (at(c, o.first) + at(c, o.first - 1)) / 2
+        bottom = (at(c, o.last) + at(c, o.last + 1)) / 2
+        near = self.surface.neighbours.of(o.column)
+        near = near[columns.last[near] >= columns.first[near]]
+        allowed = unavoidable_step(columns, np.full(len(near), o.column), near)
+        square = np.einsum("sm,mn,sn->s", pick, coupling, pick)
+        return _Local(own, pick, coupling, square, np.stack([top, bottom], axis=1), near, allowed)
+
+    def _barred(self, p: _Local, support: NeighbourStep) -> Floats:
         """Infinite cost where an option breaks the support rule; staying is always allowed."""
-        o = self.model.options[n]
-        near = [m for m in self.near[o.column] if self.occupied[m]]
-        out = np.zeros(len(o.moves))
-        if near:
-            allowed = unavoidable_step(self.columns, np.full(len(near), o.column), np.array(near))
-            for mine, k in ((self.top[n], 0), (self.bottom[n], 1)):
-                out[support.unsupported(mine[:, None] - self.depth[near, k][None, :], allowed[None, :])] = (
-                    np.inf
-                )
+        out = np.zeros(len(p.pick))
+        if len(p.near):
+            for k in (0, 1):
+                step = p.surface[:, k, None] - self.depth[p.near, k]
+                out[support.unsupported(step, p.allowed[None, :])] = np.inf
         out[0] = 0.0
         return out
 
     def local_cost(self, n: int) -> Floats:
         """Return the cost of every option of column number n of the options, others as chosen."""
-        o = self.model.options[n]
-        current = set(o.moves[self.chosen[n]])
-        cost = np.empty(len(o.moves))
-        g = self.model.g
-        for s, moves in enumerate(o.moves):
-            value = 0.0
-            for a in moves:
-                value += self.field[a] + self.square[a]
-                value -= 2 * sum(g[a, b] for b in current)
-            if len(moves) == 2:
-                value += 2 * g[moves[0], moves[1]]
-            cost[s] = value
-        near = [m for m in self.near[o.column] if self.occupied[m]]
-        if near:
-            allowed = unavoidable_step(self.columns, np.full(len(near), o.column), np.array(near))
-            for mine, k in ((self.top[n], 0), (self.bottom[n], 1)):
-                step = mine[:, None] - self.depth[near, k][None, :]
-                cost += self.surface.pair_cost(step, allowed[None, :]).sum(1)
-        return cost + self.barred[n]
+        p = self.local[n]
+        cost = p.pick @ (self.field[p.own] - 2 * p.coupling @ p.pick[self.chosen[n]]) + p.square
+        if len(p.near):
+            step = p.surface[:, None, :] - self.depth[p.near][None]
+            cost = cost + self.surface.pair_cost(step, p.allowed[None, :, None]).sum((1, 2))
+        return np.asarray(cost + self.barred[n])
 
     def choose(self, n: int, option: int) -> None:
         """Set the option of column number n and update what others see."""
-        o = self.model.options[n]
-        old, new = set(o.moves[self.chosen[n]]), set(o.moves[option])
-        for a in new - old:
-            self.field += 2 * self.model.g[a]
-        for a in old - new:
-            self.field -= 2 * self.model.g[a]
+        p = self.local[n]
+        change = p.pick[option] - p.pick[self.chosen[n]]
+        if change.any():
+            self.field += 2 * change @ self.model.g[p.own]
         self.chosen[n] = option
-        self.depth[o.column] = self.top[n][option], self.bottom[n][option]
+        self.depth[self.model.options[n].column] = p.surface[option]
 
     def sweep(self) -> float:
         """Let every column take its best option in turn; return the total gain."""

@@ -268,7 +268,7 @@ def other_thicknesses(
     rejected: dict[str, int],
     log: _Log,
 ) -> tuple[State, tuple[float, ...]]:
-    """Return the best state over specimens a period thicker or thinner, and how far (χ²) the others are behind."""
+    """Return the best state among thicker and thinner specimens, and how far (χ²) the others are behind."""
     cost = basin_cost(bench, state, lens, surface)
     behind: list[float] = []
     for direction in (1, -1):

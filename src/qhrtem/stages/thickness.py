@@ -1,9 +1,9 @@
 """Whole-specimen thickness: the basin that no single column can leave.
 
 One period more or less in every column changes the image far less than in one column, because C1, vibration,
-focal spread and Debye–Waller factors follow. Single-column moves therefore never cross between these basins. Each
-neighbouring thickness is given the same treatment as the present one and compared by its exact cost; what is not
-told apart by the image stays in the error bars.
+focal spread and Debye–Waller factors follow. Single-column moves therefore never cross between these basins.
+Each neighbouring thickness is treated like the present one and compared by its exact cost; what
+the image does not tell apart stays in the error bars.
 """
 
 from __future__ import annotations
