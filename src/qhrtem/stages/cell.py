@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qhrtem.grid import fft2, ifft2
+from qhrtem.grid import fft2, good_size, ifft2
 from qhrtem.model.microscope import Microscope
 from qhrtem.physics.aberrations import chi, chi_gradient
 from qhrtem.physics.coherence import gauss_hermite
@@ -60,7 +60,7 @@ class RepeatedCell:
         vectors = projection.vectors @ frame_A
         cell = np.diag(self.repeat) @ vectors  # rows: supercell vectors (y, x)
         reciprocal = np.linalg.inv(cell).T
-        shape = tuple(_even(math.ceil(np.linalg.norm(v) / CELL_PIXEL_A)) for v in cell)
+        shape = tuple(good_size(math.ceil(np.linalg.norm(v) / CELL_PIXEL_A)) for v in cell)
         # The largest circle of frequencies that the sampled parallelogram holds, at two thirds.
         height = abs(np.linalg.det(reciprocal)) / np.linalg.norm(reciprocal[::-1], axis=1)
         limit = 2 / 3 * min(h * n / 2 for h, n in zip(height, shape, strict=True))
@@ -155,10 +155,3 @@ def _repeat(rise: float, period: float) -> int:
         if abs(n * rise / period - round(n * rise / period)) < 1e-3:
             return n
     return 12
-
-
-def _even(n: int) -> int:
-    """Smallest even 5-smooth number >= n."""
-    from qhrtem.grid import good_size
-
-    return good_size(n)

@@ -45,6 +45,7 @@ class CellAverages:
     frequency: Floats  # (K, 2) row, col, 1/Å
     value: NDArray[np.complex128]  # (T, K) relative to the first pixel, vacuum = 1
     weight: Floats  # (K,) multiplicity: 1 for the origin, 2 for a Friedel pair
+    pixel_A: float  # pixel size of the image
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def cell_averages(micrograph: Micrograph, lattice: Lattice, pixel: float) -> Cel
         for r, c in centre
     ]
     weight = np.where((index == 0).all(1), 1.0, 2.0)
-    return CellAverages(centre, index, f / pixel, np.array(value), weight)
+    return CellAverages(centre, index, f / pixel, np.array(value), weight, pixel)
 
 
 def _lattice_points(lattice: Lattice, pixel: float) -> tuple[Ints, Floats]:
@@ -156,13 +157,11 @@ class CellMatch:
         return picked * (np.exp(-2 * np.pi**2 * quad) * self._mtf(m) * m["scale"])
 
     def _mtf(self, m: Microscope) -> Floats:
-        q = np.linalg.norm(self.averages.frequency, axis=1) * self.pixel
+        q = np.linalg.norm(self.averages.frequency, axis=1) * self.averages.pixel_A
         if isinstance(m.mtf, tuple):
             a, b = m.mtf
             return (1 - a) / (1 + (q / b) ** 2) + a
         return np.interp(q, m.mtf[0], m.mtf[1])
-
-    pixel: float = 0.1
 
     def _centre(self) -> float:
         """Thickness (slices) at whose exit face C1 is quoted while the specimen is not yet known."""
@@ -322,13 +321,12 @@ def _polish(match: CellMatch, microscope: Microscope, vector: Floats) -> tuple[F
 
 
 def rank_orientations(
-    averages: CellAverages, projection: Projection, lattice: Lattice, microscope: Microscope, pixel: float
+    averages: CellAverages, projection: Projection, lattice: Lattice, microscope: Microscope
 ) -> list[tuple[float, CellMatch]]:
     """Return the distinct orientations with the misfit of their focus scan, best first."""
     found: list[tuple[float, CellMatch]] = []
     for symmetry in orientations(projection):
-        match = CellMatch(averages, projection, lattice.frame * pixel, symmetry, microscope.energy)
-        match.pixel = pixel
+        match = CellMatch(averages, projection, lattice.frame * averages.pixel_A, symmetry, microscope.energy)
         scan = scan_focus(match, microscope)
         # Orientations that the projected structure cannot tell apart give one image; the first stands for
         # them.
@@ -340,17 +338,9 @@ def rank_orientations(
 def thickness_at(points: Floats, averages: CellAverages, hypothesis: Hypothesis, plane: float) -> Floats:
     """Return the thickness (Å) at points (N, 2) row, col by smooth weighting of the places' values."""
     distance = np.linalg.norm(points[:, None] - averages.centre[None], axis=-1)
-    spacing = (
-        max(
-            float(
-                np.sort(np.linalg.norm(averages.centre[None] - averages.centre[:, None], axis=-1), 1)[
-                    :, 1:2
-                ].mean()
-            ),
-            1.0,
-        )
-        if len(averages.centre) > 1
-        else 1.0
-    )
+    spacing = 1.0
+    if len(averages.centre) > 1:
+        apart = np.linalg.norm(averages.centre[None] - averages.centre[:, None], axis=-1)
+        spacing = max(float(np.sort(apart, axis=1)[:, 1].mean()), 1.0)
     near = np.exp(-0.5 * (distance / spacing) ** 2) + 1e-6 / (1 + (distance / spacing) ** 2)
     return (near * hypothesis.thickness).sum(1) / near.sum(1) * plane

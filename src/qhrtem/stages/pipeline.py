@@ -129,7 +129,7 @@ def imaging(
     """Return repeated-cell averages and the orientations that describe them, each with its best lens."""
     microscope = planned_microscope(plan, micrograph.scale_sigma)
     averages = cell_averages(micrograph, lattice, lattice.pixel_size_A)
-    ranked = rank_orientations(averages, projection, lattice, microscope, lattice.pixel_size_A)
+    ranked = rank_orientations(averages, projection, lattice, microscope)
     log.done = 0.07
     log("imaging", ranked[0][0], f"{len(ranked)} orientations, C1 scanned")
     found: list[Hypothesis] = []
