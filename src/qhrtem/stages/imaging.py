@@ -83,13 +83,14 @@ def cell_averages(micrograph: Micrograph, lattice: Lattice, pixel: float) -> Cel
     index, g = _lattice_points(lattice, pixel)
     f = g @ reciprocal.T
     y, x = np.arange(ny)[:, None], np.arange(nx)[None, :]
-    filled = np.where(micrograph.valid, micrograph.intensity, 1.0)
+    # Windows cut by the image's edge leak the mean into the reflections, so the vacuum level is taken off first.
+    filled = np.where(micrograph.valid, micrograph.intensity - 1.0, 0.0)
     value = [
         amplitudes(filled, np.exp(-((y - r) ** 2 + (x - c) ** 2) / (2 * sigma**2)) * micrograph.valid, f)
         for r, c in centre
     ]
     weight = np.where((index == 0).all(1), 1.0, 2.0)
-    return CellAverages(centre, index, f / pixel, np.array(value), weight, pixel)
+    return CellAverages(centre, index, f / pixel, np.array(value) + (weight == 1.0), weight, pixel)
 
 
 def _lattice_points(lattice: Lattice, pixel: float) -> tuple[Ints, Floats]:

@@ -146,7 +146,7 @@ def _assemble(
     size = p + tangents + moves
     matrix = np.zeros((size, size))
     gradient = np.zeros(size)
-    flat = jacobian.reshape(p, -1)
+    flat = jacobian.reshape(p, weight.size)
     matrix[:p, :p] = (flat * weight.ravel()) @ flat.T
     gradient[:p] = flat @ residual.ravel()
     rows, cols = weight.shape
