@@ -3,8 +3,8 @@
     python benchmarks/main_job.py [--seeds 0 1 2] [--phantoms FOLDER] [--keep FOLDER [--reuse]]
 
 The bundled example is fitted with every seed. With --phantoms (a folder of NAME.tif, NAME.json and
-truth/NAME.npz) its images are fitted once with the first seed. Truth is read here, for scoring, and nowhere in
-the package. With --reuse, runs already in the --keep folder are scored and not fitted again.
+truth/NAME.npz) its images are fitted once with the first seed. Truth is read here, for scoring, and nowhere
+in the package. With --reuse, runs already in the --keep folder are scored and not fitted again.
 """
 
 from __future__ import annotations
@@ -142,17 +142,17 @@ def write(outcomes: list[Outcome]) -> None:
     rows = "\n".join(row(o) for o in outcomes)
     text = f"""# Results of the main job
 
-Written by `python benchmarks/main_job.py`; every figure comes from a run of the command line on two cores.
-The images were calculated by another simulator (abTEM, frozen phonons); their answers are used for scoring alone.
+Written by `python benchmarks/main_job.py`; every figure comes from a command line run on two cores.
+The images were calculated by another simulator (abTEM, frozen phonons); their answers serve scoring alone.
 
 {head}
 {rows}
 
 Goals for the bundled example ({goals}): met by {passed} of {len(example)} seeds.
-Position error over seeds: {np.min(rms):.2f} to {np.max(rms):.2f} pm. Columns are scored at least 6 Å inside the
-image; positions after removing one rigid shift. Coverage: share of columns whose error lies within one and 1.96
-claimed standard deviations. Calibration error: mean gap between the claimed probability of exact counts and their
-frequency.
+Position error over seeds: {np.min(rms):.2f} to {np.max(rms):.2f} pm. Columns are scored at least 6 Å inside
+the image, positions after removing one rigid shift. Coverage: share of columns whose error lies within one and
+1.96 claimed standard deviations. Calibration error: mean gap between the claimed probability of exact counts
+and their frequency. Time: from the read image to the last stage, other work on the machine included.
 """
     RESULTS.write_text(text, "utf-8")
 

@@ -14,7 +14,7 @@ from qhrtem.specimen.crystal import Projection
 
 Floats = NDArray[np.float64]
 SCALE_TOLERANCE = 0.12  # how wrong a stated pixel size may be before it is refused
-LARGEST_SHEAR = 0.1  # distortion of the lattice beyond scale and rotation; scanners and cameras stay far below
+LARGEST_SHEAR = 0.1  # distortion beyond scale and rotation; cameras and projector lenses stay far below
 EVIDENCE_NEEDED = 12.0  # power of the stronger reflections over the background; noise alone reaches about 4
 RESOLUTION_A = 0.9  # reflections beyond this spacing are not used to find the lattice
 

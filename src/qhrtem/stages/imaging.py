@@ -83,7 +83,7 @@ def cell_averages(micrograph: Micrograph, lattice: Lattice, pixel: float) -> Cel
     index, g = _lattice_points(lattice, pixel)
     f = g @ reciprocal.T
     y, x = np.arange(ny)[:, None], np.arange(nx)[None, :]
-    # Windows cut by the image's edge leak the mean into the reflections, so the vacuum level is taken off first.
+    # Windows cut by the image's edge leak the mean into the reflections: the vacuum level is taken off.
     filled = np.where(micrograph.valid, micrograph.intensity - 1.0, 0.0)
     value = [
         amplitudes(filled, np.exp(-((y - r) ** 2 + (x - c) ** 2) / (2 * sigma**2)) * micrograph.valid, f)
