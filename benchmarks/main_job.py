@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 EXAMPLE = ROOT / "src/qhrtem/data/bto_edge_small.toml"
@@ -149,7 +148,7 @@ The images were calculated by another simulator (abTEM, frozen phonons); their a
 
 Goals for the bundled example ({goals}): met by {passed} of {len(example)} seeds.
 Position error over seeds: {min(rms):.2f} to {max(rms):.2f} pm. Columns are scored at least 6 Å inside
-the image, positions after removing one rigid shift. Coverage: share of columns whose error lies within one and
+the image, positions after removing one rigid shift. Coverage: share of columns whose error is within one and
 1.96 claimed standard deviations. Calibration error: mean gap between the claimed probability of exact counts
 and their frequency. Time: from the read image to the last stage, other work on the machine included.
 """
