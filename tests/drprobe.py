@@ -1,6 +1,6 @@
 """Reference waves and images of BaTiO3 [110] that Dr. Probe computed; see data/drprobe/SOURCES.md.
 
-Everything covers one unit cell: 60 x 80 pixels, row = y along [001], column = x along [1-10], beam along [110].
+Everything covers one unit cell: 60 x 80 pixels, rows y along [001], columns x along [1-10], beam [110].
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def data() -> dict[str, NDArray[Any]]:
 
 @lru_cache
 def form_factors() -> dict[str, NDArray[Any]]:
-    """Return Weickenmeier-Kohl form factors at 300 kV: g_inv_A and, by element, B, real and imaginary part in Å."""
+    """Return Weickenmeier-Kohl form factors at 300 kV: g_inv_A and, by element, B, real, imaginary part."""
     with np.load(FOLDER / "form_factors_300kV.npz") as file:
         return {name: file[name] for name in file.files}
 
@@ -96,7 +96,9 @@ def focus_samples(image: str, wavelength: float) -> tuple[NDArray[Any], NDArray[
     s = settings(image)
     spread = 10 * float(s["focus_spread_1e_nm"])
     limit = 1 / ((math.pi * wavelength * spread) ** 2 / 8) ** 0.25
-    vibration = 10 * float(np.max(s["vibration_rms"][:2] if isinstance(s["vibration_rms"], list) else s["vibration_rms"]))
+    vibration = 10 * float(
+        np.max(s["vibration_rms"][:2] if isinstance(s["vibration_rms"], list) else s["vibration_rms"])
+    )
     if vibration:
         limit = min(limit, 1 / (math.pi * vibration))
     n = 1 + int(2 * spread / (2 / (wavelength * (3 * limit) ** 2)))

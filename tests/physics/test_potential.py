@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-import drprobe
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import drprobe
 from qhrtem.grid import Grid, fft2, ifft2
 from qhrtem.physics.electron import gamma, potential_per_scattering_factor, wavelength
 from qhrtem.physics.potential import (
@@ -87,7 +87,9 @@ def test_atoms_go_to_their_own_slice_with_their_own_species() -> None:
     owner, kind = torch.tensor([2, 0, 2]), torch.tensor([0, 1, 1])
     one = torch.ones(3, dtype=torch.float64)
     together = kernels.phases(position, owner, kind, one, 3)
-    apart = [kernels.phases(position[i : i + 1], owner[i : i + 1], kind[i : i + 1], one[:1], 3) for i in range(3)]
+    apart = [
+        kernels.phases(position[i : i + 1], owner[i : i + 1], kind[i : i + 1], one[:1], 3) for i in range(3)
+    ]
     assert torch.allclose(together, sum(apart), atol=1e-12)
     assert not together[1].any()
     area = GRID.pixel[0] * GRID.pixel[1]
@@ -120,7 +122,7 @@ def test_soft_band_limit_keeps_the_core_and_ends_at_the_limit() -> None:
 
 
 def test_projected_potential_matches_dr_probe() -> None:
-    """Volt, mean over a slice, without the relativistic factor; compared below the band limits of both programs."""
+    """Volt, mean over a slice, without the relativistic factor; compared below both band limits."""
     phase = drprobe.phases(Thermal(rigid=True))
     ours = phase * potential_per_scattering_factor() / (wavelength(ENERGY) * gamma(ENERGY)) / drprobe.PLANE_A
     theirs = torch.as_tensor(drprobe.data()["projected_potential_V_elastic"], dtype=torch.float64)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-import drprobe
 import numpy as np
 import pytest
 from scipy import integrate
 
+import drprobe
 from qhrtem.errors import InputError
 from qhrtem.physics.electron import BOHR_A, gamma, wavelength
 from qhrtem.physics.scattering import TABLES, absorptive_form_factor, debye_waller, form_factor
@@ -16,10 +16,11 @@ from qhrtem.physics.scattering import TABLES, absorptive_form_factor, debye_wall
 
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize(
-    ("element", "tolerance"), [("Ba", 0.03), ("Ti", 0.03), ("O", 0.03), ("Sr", 0.03), ("Mg", 0.04), ("Pb", 0.06)]
+    ("element", "tolerance"),
+    [("Ba", 0.03), ("Ti", 0.03), ("O", 0.03), ("Sr", 0.03), ("Mg", 0.04), ("Pb", 0.06)],
 )
 def test_elastic_form_factor_matches_dr_probe(element: str, tolerance: float, table: str) -> None:
-    """Tables from different atomic wave functions differ by 1 to 2 %, more for small g of loosely bound shells."""
+    """Tables from different wave functions differ by 1 to 2 %, more at small g for loosely bound shells."""
     reference = drprobe.form_factors()
     g = reference["g_inv_A"].astype(float)
     near = g <= 2

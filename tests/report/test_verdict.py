@@ -53,4 +53,4 @@ def test_a_twin_whose_columns_all_lie_outside_claims_no_confidence(twin: Twin) -
     n = len(twin.columns.kind)
     outside = changed_columns(twin, inside=np.zeros(n, dtype=bool))
     assert not any("exact" in k.meaning for k in key_numbers(outside))
-    assert any(s.startswith(f"{n} columns lie outside") for s in verdict(outside).distrust)
+    assert any(s.startswith(f"{n} columns lie at the border") for s in verdict(outside).distrust)

@@ -226,10 +226,14 @@ def prior_cost(state: State, imaging: list[int], ideal_sigma: float, group_sigma
     m = state.microscope
     i = np.array(imaging, dtype=int)
     cost = float((((m.values[i] - m.mean[i]) / m.sigma[i]) ** 2).sum()) if len(i) else 0.0
-    c = state.columns
-    occupied = c.last >= c.first
-    cost += float((c.shift[occupied, 0] ** 2).sum()) / ideal_sigma**2
-    for group in range(1, c.shift.shape[1]):
-        has = occupied & (np.array([len(c.kind_of(n).groups) for n in range(len(c))]) > group)
-        cost += float(((c.shift[has, group] - c.shift[has, 0]) ** 2).sum()) / group_sigma**2
+    shift = state.columns.shift
+    atoms = state.columns.atoms()
+    present = np.zeros(shift.shape[:2], dtype=bool)
+    present[atoms.column, atoms.group] = True
+    cost += float((shift[present[:, 0], 0] ** 2).sum()) / ideal_sigma**2
+    for group in range(1, shift.shape[1]):
+        beside = present[:, group] & present[:, 0]
+        alone = present[:, group] & ~present[:, 0]
+        cost += float(((shift[beside, group] - shift[beside, 0]) ** 2).sum()) / group_sigma**2
+        cost += float((shift[alone, group] ** 2).sum()) / ideal_sigma**2
     return cost

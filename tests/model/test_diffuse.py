@@ -1,0 +1,140 @@
+"""Thermal diffuse intensity: displacement statistics, and the frozen lattice of an independent program."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import drprobe
+from crystals import projection
+from qhrtem.grid import fft2
+from qhrtem.model.diffuse import diffuse_image, displacement_pairs, frozen_phonon_image
+from qhrtem.model.forward import Field, ForwardModel
+from qhrtem.model.microscope import nominal
+from qhrtem.physics.coherence import intensity
+from qhrtem.physics.multislice import exit_wave, transmission
+from qhrtem.physics.potential import Thermal
+from qhrtem.specimen.columns import lattice_columns
+from slabs import Slab, slab
+
+
+@pytest.fixture(scope="module")
+def island() -> Slab:
+    return slab(radius=3.5, ends=(20.0, 30.0))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(2, 12), st.integers(0, 99))
+def test_displacements_have_exact_second_moments(pairs: int, seed: int) -> None:
+    """Coordinates of one column are orthogonal over the pairs, in blocks of as many as there are pairs."""
+    island = slab(radius=3.5, ends=(20.0, 30.0))
+    atoms = island.columns.atoms()
+    sigma = np.linspace(0.05, 0.09, len(atoms.z))
+    u = displacement_pairs(atoms, sigma, pairs, np.random.default_rng(seed))
+    assert u.shape == (pairs, len(atoms.z), 2)
+    assert np.allclose((u**2).mean(0), sigma[:, None] ** 2)
+    for c in np.unique(atoms.column):
+        mine = np.flatnonzero(atoms.column == c)
+        scaled = (u[:, mine] / sigma[mine, None]).reshape(pairs, -1)
+        for start in range(0, scaled.shape[1], pairs):
+            block = scaled[:, start : start + pairs]
+            assert np.allclose(block.T @ block, pairs * np.eye(block.shape[1]), atol=1e-9)
+
+
+def test_displacements_are_normal_and_reproducible(island: Slab) -> None:
+    atoms = island.columns.atoms()
+    sigma = np.ones(len(atoms.z))
+    many = np.concatenate([displacement_pairs(atoms, sigma, 8, np.random.default_rng(s)) for s in range(40)])
+    flat = many.reshape(len(many), -1)
+    assert np.abs(flat.mean()) < 0.01 and (flat**2).mean() == pytest.approx(1)
+    # Eight-dimensional unit vectors: fourth moment 3·8/(8+2) of a normal one's 3.
+    assert (flat**4).mean() == pytest.approx(2.4, rel=0.05)
+    between = np.corrcoef(flat[:, :40].T) - np.eye(40)
+    assert np.abs(between).max() < 6 / math.sqrt(len(flat))
+    again = displacement_pairs(atoms, sigma, 8, np.random.default_rng(0))
+    assert np.array_equal(again, many[:8])
+
+
+def test_the_average_agrees_with_plain_sampling(island: Slab) -> None:
+    """A few orthogonal pairs and many independent configurations estimate the same image."""
+    model, columns, m = island.model, island.columns, island.microscope
+    few = frozen_phonon_image(model, columns, m, 6, np.random.default_rng(1)).numpy()
+    atoms = columns.atoms()
+    sigma = np.sqrt(np.array([s.b_iso for s in columns.species])[atoms.species] / (8 * math.pi**2))
+    low = int(atoms.slice.min())
+    n = int(atoms.slice.max()) - low + 1
+    p = columns.projection
+    exit_z = p.origin + (low + n - 0.5) * p.plane
+    rng = np.random.default_rng(2)
+    images = []
+    for _ in range(40):
+        moved = replace(
+            atoms, position=atoms.position + sigma[:, None] * rng.standard_normal((len(sigma), 2))
+        )
+        phases = model.phases(
+            columns, Thermal(rigid=True), moved, np.arange(len(sigma)), atoms.slice - low, n
+        )
+        wave = exit_wave(transmission(phases).to(torch.complex64), range(n), model.step(columns, m))
+        sharp = intensity(fft2(wave), model.transfer(m, exit_z))
+        images.append(model.detect(sharp, model.response(m)).numpy())
+    plain = np.mean(images, axis=0)
+    error = np.std(images, axis=0) / math.sqrt(len(images))
+    where = plain.std() * 0.3 < np.abs(plain - 1)
+    assert where.sum() > 200
+    # Their difference is the noise of the plain average and little more.
+    ratio = np.sqrt(((few - plain)[where] ** 2).mean() / (error[where] ** 2).mean())
+    assert ratio < 1.5
+    still = frozen_phonon_image(
+        model, columns, m.with_values(b_scale=0.0), 6, np.random.default_rng(1)
+    ).numpy()
+    wrong = np.sqrt(((still - plain)[where] ** 2).mean() / (error[where] ** 2).mean())
+    assert wrong > 1.5 * ratio
+
+
+def test_the_difference_completes_the_coherent_image(island: Slab) -> None:
+    model, columns, m = island.model, island.columns, island.microscope
+    extra = diffuse_image(model, columns, m, 2, np.random.default_rng(3))
+    full = frozen_phonon_image(model, columns, m, 2, np.random.default_rng(3))
+    assert torch.allclose(model.image(columns, m) + extra, full, atol=1e-6)
+    # Absorption takes electrons out of the coherent wave; the diffuse image brings them back.
+    lost = 1 - float(model.image(columns, m).double().mean())
+    assert lost > 2e-4 and abs(float(full.double().mean()) - 1) < 0.4 * lost
+
+
+def test_a_frozen_lattice_average_matches_dr_probe() -> None:
+    """BaTiO3 [110], 4.5 nm: 192 configurations there, 8 pairs on 4 cells here; coherent is far off."""
+    p = projection("BaTiO3", (1, 1, 0))
+    cells, pixel = 2, drprobe.GRID.pixel
+    grid = replace(drprobe.GRID, shape=(60 * cells, 80 * cells), dtype=torch.float32)
+    top = p.origin - p.plane / 2
+    # Their cell starts half an edge along x from ours.
+    box = (0.0, 0.0, drprobe.C_A * cells - 0.01, drprobe.A_A * cells - 0.01)
+    columns = lattice_columns(p, np.array([1e-6, drprobe.A_A / 2 + 1e-6]), np.array([[0.0, 1], [1, 0]]), box)
+    n = len(columns)
+    columns = columns.filled(np.full(n, top), np.full(n, top + 8 * p.period - 0.01))
+    assert len(columns.atoms().z) == cells**2 * len(drprobe.ATOMS) * 8
+    field = Field(grid, grid, grid.shape, (0, 0), (1, 1), top + 8 * p.period)
+    model = ForwardModel(field, drprobe.ENERGY)
+    z, weight, _ = drprobe.focus_samples("focal_abs_t8", 0.0196875)
+    spread = math.sqrt(float((weight * z**2).sum()))
+    m = nominal(drprobe.ENERGY).with_values(
+        c1=60.0, focal_spread=spread, semi_convergence=3e-4, vibration_xx=0.25**2, vibration_yy=0.25**2
+    )
+    assert pixel == grid.pixel
+
+    def cell(image: torch.Tensor) -> np.ndarray:
+        return image.numpy().reshape(cells, 60, cells, 80).mean((0, 2))
+
+    coherent = cell(model.image(columns, m))
+    assert drprobe.rms(coherent, drprobe.data()["image_focal_abs_t8"]) < 0.02
+    reference = drprobe.data()["frozen_image_mean"]
+    frozen = cell(frozen_phonon_image(model, columns, m, 8, np.random.default_rng(0)))
+    assert drprobe.rms(frozen, reference) < 0.018
+    assert drprobe.rms(coherent, reference) > 0.035
+    assert frozen.mean() == pytest.approx(float(reference.mean()), abs=0.01)

@@ -1,0 +1,150 @@
+"""The quadratic model against whole-field differences, and the prior against its own cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from benches import bench_of
+from qhrtem.model.microscope import INDEX, PARAMETERS
+from qhrtem.model.window import SiteChange
+from qhrtem.stages.joint import apply_step
+from qhrtem.stages.linearise import (
+    EndMove,
+    end_move,
+    linearise,
+    possible_moves,
+    present_groups,
+    prior_cost,
+    prior_normal,
+)
+from qhrtem.stages.objective import Bench, State
+from slabs import Slab, slab
+
+FREE = [INDEX[n] for n in ("c1", "a1_y", "vibration_xx", "tilt_x")]
+
+
+@pytest.fixture(scope="module")
+def island() -> Slab:
+    return slab(radius=4.0)
+
+
+@pytest.fixture(scope="module")
+def state(island: Slab) -> State:
+    rng = np.random.default_rng(5)
+    shift = np.zeros_like(island.columns.shift)
+    shift[:, 0] = rng.normal(0, 0.03, (len(shift), 2))
+    shift[:, 1] = shift[:, 0] + rng.normal(0, 0.01, (len(shift), 2))
+    return State(replace(island.columns, shift=shift), island.microscope.with_values(c1=56.0, a1_y=-4.0))
+
+
+def difference(bench: Bench, state: State, tangent: tuple[int, int, int]) -> NDArray[np.float64]:
+    """∂image/∂position of one element group by central differences."""
+    c, group, axis = tangent
+    h, pair = 0.005, []
+    for sign in (1, -1):
+        shift = state.columns.shift.copy()
+        shift[c, group, axis] += sign * h
+        pair.append(bench.image(replace(state, columns=replace(state.columns, shift=shift))).double().numpy())
+    return np.asarray((pair[0] - pair[1]) / (2 * h))
+
+
+def test_matrix_and_gradient_match_whole_field_differences(island: Slab, state: State) -> None:
+    bench = bench_of(island)
+    columns = state.columns
+    moving = {
+        c: [EndMove(c, 1, -1), EndMove(c, 0, -1)] for c in (island.nearest("BaO"), island.nearest("Ti"))
+    }
+    positions = [island.nearest(name) for name in ("BaO", "Ti", "O")]
+    q = linearise(bench, state, FREE, positions, moving)
+    assert q.continuous == len(FREE) + 2 * 4 and len(q.moves) == 4
+    base = bench.image(state)
+    rows = list(bench.global_jacobian(state, FREE).astype(float))
+    rows += [difference(bench, state, t) for t in q.tangents]
+    for m in q.moves:
+        first, last = columns.first.copy(), columns.last.copy()
+        (first if m.end == 0 else last)[m.column] += m.sites
+        moved = replace(state, columns=columns.with_ends(first, last))
+        rows.append((bench.image(moved) - base).double().numpy())
+    flat = np.array([r.ravel() for r in rows])
+    weight = bench.misfit.weight(base).double().numpy().ravel()
+    matrix = (flat * weight) @ flat.T
+    size = np.sqrt(np.diag(matrix))
+    assert (np.abs(q.matrix - matrix) / np.outer(size, size)).max() < 0.02
+    assert np.allclose(np.diag(q.matrix), np.diag(matrix), rtol=0.04)
+    assert np.array_equal(q.matrix, q.matrix.T) or np.allclose(q.matrix, q.matrix.T, rtol=1e-5, atol=1e-3)
+    residual = (bench.misfit.measured - base).double().numpy().ravel() * weight
+    # In units of one standard deviation along each direction.
+    assert (np.abs(q.gradient - flat @ residual) / size).max() < 0.02 * np.abs(flat @ residual / size).max()
+    # The columns were moved, so there is something to gain.
+    assert np.abs(q.gradient / size).max() > 10
+
+
+def test_more_threads_change_nothing(island: Slab, state: State) -> None:
+    one, three = bench_of(island), bench_of(island)
+    three.workers = 3
+    seen: list[float] = []
+    positions = list(range(6))
+    a = linearise(one, state, FREE, positions, {}, seen.append)
+    b = linearise(three, state, FREE, positions, {})
+    assert np.array_equal(a.matrix, b.matrix) and np.array_equal(a.gradient, b.gradient)
+    assert a.tangents == b.tangents
+    assert seen == pytest.approx([(n + 1) / 6 for n in range(6)])
+
+
+def test_end_moves_name_their_atoms(island: Slab) -> None:
+    columns = island.columns
+    c = island.nearest("O")
+    f, n = int(columns.first[c]), int(columns.last[c])
+    cases = {
+        (0, 1): SiteChange((f,), -1),
+        (0, -2): SiteChange((f - 2, f - 1), 1),
+        (1, 2): SiteChange((n + 1, n + 2), 1),
+        (1, -1): SiteChange((n,), -1),
+    }
+    for (end, sites), expected in cases.items():
+        assert end_move(columns, EndMove(c, end, sites)).changes == (expected,)
+
+
+def test_possible_moves_leave_an_atom(island: Slab) -> None:
+    columns = island.columns
+    for name, reach in (("BaO", 2), ("O", 2), ("Ti", 1)):
+        c = island.nearest(name)
+        moves = possible_moves(columns, c)
+        assert {(m.end, m.sites) for m in moves} == {
+            (e, n) for e in (0, 1) for n in range(-reach, reach + 1) if n
+        }
+        single = columns.with_ends(
+            columns.first, np.where(np.arange(len(columns)) == c, columns.first, columns.last)
+        )
+        assert all((m.sites < 0) == (m.end == 0) for m in possible_moves(single, c))
+
+
+def test_present_groups_are_those_with_atoms(island: Slab) -> None:
+    columns = island.columns
+    c = island.nearest("BaO")
+    assert present_groups(columns, c) == [0, 1]
+    one = columns.with_ends(columns.first, columns.first)
+    group = columns.kind_of(c).sites[columns.first[c] % 2].group
+    assert present_groups(one, c) == [group]
+    assert present_groups(columns, island.nearest("Ti")) == [0]
+
+
+def test_prior_is_the_expansion_of_its_cost(island: Slab, state: State) -> None:
+    """Δcost = -2 gᵀz + zᵀPz, exactly, for any step within the bounds."""
+    bench = bench_of(island, seed=None)
+    positions = list(range(len(state.columns)))
+    q = linearise(bench, state, FREE, positions, {})
+    precision, pull = prior_normal(state, q, 0.2, 0.05)
+    rng = np.random.default_rng(3)
+    for _ in range(5):
+        z = np.concatenate([rng.normal(0, 1, len(FREE)), rng.normal(0, 0.03, len(q.tangents))])
+        after = apply_step(state, q, z)
+        change = prior_cost(after, FREE, 0.2, 0.05) - prior_cost(state, FREE, 0.2, 0.05)
+        assert change == pytest.approx(z @ precision @ z - 2 * pull @ z, rel=1e-6, abs=1e-6)
+    assert np.allclose(precision, precision.T)
+    assert (np.linalg.eigvalsh(precision) > 0).all()
+    assert precision[0, 0] == pytest.approx((PARAMETERS[FREE[0]].step / state.microscope.sigma[FREE[0]]) ** 2)
