@@ -148,3 +148,18 @@ def test_prior_is_the_expansion_of_its_cost(island: Slab, state: State) -> None:
     assert np.allclose(precision, precision.T)
     assert (np.linalg.eigvalsh(precision) > 0).all()
     assert precision[0, 0] == pytest.approx((PARAMETERS[FREE[0]].step / state.microscope.sigma[FREE[0]]) ** 2)
+
+
+def test_prior_of_a_column_that_lost_its_heaviest_element(island: Slab, state: State) -> None:
+    c = island.nearest("BaO")
+    last = state.columns.last.copy()
+    first = state.columns.first.copy()
+    first[c] = 1  # the oxygen site of a BaO column
+    last[c] = 1
+    lonely = replace(state, columns=state.columns.with_ends(first, last))
+    assert lonely.columns.element_counts()[c].sum() == 1
+    q = linearise(bench_of(island, seed=None), lonely, [], [c], {})
+    precision, pull = prior_normal(lonely, q, 0.2, 0.05)
+    z = np.full(len(q.tangents), 0.05)
+    change = prior_cost(apply_step(lonely, q, z), [], 0.2, 0.05) - prior_cost(lonely, [], 0.2, 0.05)
+    assert change == pytest.approx(z @ precision @ z - 2 * pull @ z, rel=1e-6)
