@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from qhrtem.model.twin import Match
-from qhrtem.stages.result import model_error
+from benches import bench_of
+from qhrtem.calibrate.lattice import Lattice
+from qhrtem.model.micrograph import Micrograph
+from qhrtem.model.microscope import INDEX
+from qhrtem.model.twin import Match, Twin
+from qhrtem.plan import Plan
+from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
+from qhrtem.stages.counts import count_round
+from qhrtem.stages.joint import refine
+from qhrtem.stages.objective import State
+from qhrtem.stages.result import Evidence, claimed, make_twin, model_error
+from qhrtem.stages.start import Start
+from slabs import Slab, slab
 
 
 def match(residual: NDArray[np.float64]) -> Match:
@@ -38,3 +52,99 @@ def test_misfit_on_the_scale_of_a_column_counts() -> None:
 
 def test_too_small_a_crystal_gives_no_estimate() -> None:
     assert model_error(match(np.full((8, 8), 9.0)), 0.1) == 1.0
+
+
+TILT = (2e-3, -1e-3)  # x, y
+FREE = [INDEX[n] for n in ("c1", "vibration_xx")]
+
+
+@pytest.fixture(scope="module")
+def island() -> Slab:
+    made = slab(radius=4.5)
+    return replace(made, microscope=made.microscope.with_values(c1=55.0, tilt_x=TILT[0], tilt_y=TILT[1]))
+
+
+def start_of(island: Slab) -> Start:
+    return Start(island.model.field, island.columns, island.microscope, np.ones(len(island.columns), bool))
+
+
+def twin_of(island: Slab, behind: tuple[float, ...] = ()) -> Twin:
+    """The twin of a fit that starts at the truth."""
+    bench = bench_of(island, electrons=20000.0)
+    everything = list(range(len(island.columns)))
+    neighbours = Neighbours.within(island.columns, 2.8)
+    rules = SurfaceEnergy(neighbours), NeighbourStep(neighbours, 6.0)
+    refined = refine(bench, State(island.columns, island.microscope), FREE, everything, 2)
+    final = count_round(bench, refined.state, FREE, everything, everything, *rules, {})
+    evidence = Evidence(FREE, refined, final, *rules, {"neighbour step": 3}, behind)
+    shape = island.model.field.image_shape
+    pixel = island.model.field.detector_pixel
+    vectors = island.columns.projection.vectors
+    lattice = Lattice(island.columns.frame / pixel, vectors, pixel, 0.0, 0.0, 100.0, np.ones(shape, bool))
+    micrograph = Micrograph(np.ones(shape), np.ones(shape, bool), pixel, 20000.0, 0.0, 0.002)
+    plan = Plan.model_validate(
+        {
+            "image": {"path": "image.tif"},
+            "microscope": {"high_tension_kV": 300.0},
+            "structure": {"path": "BaTiO3.cif", "zone_axis": [1, 1, 0]},
+        }
+    )
+    return make_twin(
+        plan, bench, final.state, start_of(island), lattice, micrograph, evidence, (), ("a note",)
+    )
+
+
+@pytest.fixture(scope="module")
+def twin(island: Slab) -> Twin:
+    return twin_of(island)
+
+
+def test_the_twin_of_a_known_island(island: Slab, twin: Twin) -> None:
+    assert twin.passed and twin.chi2_crystal == pytest.approx(1.0, abs=0.1)
+    assert (twin.columns.counts == island.columns.element_counts()).all()
+    atoms = np.array(twin.atoms.element)
+    assert [int((atoms == e).sum()) for e in twin.columns.elements] == twin.columns.counts.sum(0).tolist()
+    assert twin.rules == {"neighbour step": 3} and "a note" in twin.notes
+    assert ((twin.columns.p_exact > 0.5) & (twin.columns.p_exact <= 1)).mean() > 0.9
+
+
+def test_positions_are_those_of_the_tilted_columns(island: Slab, twin: Twin) -> None:
+    """The model's frame moves with the tilted columns and meets the true one at the reference plane."""
+    field, columns = island.model.field, island.columns
+    atoms = columns.atoms()
+    depth = np.bincount(atoms.column, atoms.z * (atoms.group == 0)) / np.bincount(
+        atoms.column, atoms.group == 0
+    )
+    true = columns.group_position()[:, 0] - np.array(TILT[::-1]) * (field.reference_z - depth)[:, None]
+    error = (twin.columns.position_px - field.to_detector(true)) * field.detector_pixel
+    assert np.sqrt((error**2).mean()) < 0.02
+    assert np.median(np.abs(error) / (twin.columns.sigma_px * field.detector_pixel)) < 2.0
+    # Along one column of atoms the true positions run with the tilt.
+    mine = twin.atoms.column == int(np.argmax(twin.columns.counts.sum(1)))
+    slope = np.polyfit(twin.atoms.position_A[mine, 2], twin.atoms.position_A[mine, 0], 1)[0]
+    assert slope == pytest.approx(math.tan(TILT[0]), rel=1e-3)
+
+
+def test_c1_is_quoted_from_the_exit_plane(island: Slab, twin: Twin) -> None:
+    c1 = next(e for e in twin.microscope if e.label == "C1")
+    columns = island.columns
+    deepest = columns.site_depth(np.arange(len(columns)), columns.last).max()
+    exit_z = columns.projection.origin + (columns.slice_of(deepest) + 0.5) * columns.projection.plane
+    expected = (55.0 + island.model.field.reference_z - exit_z) / 10
+    assert c1.unit == "nm" and c1.value == pytest.approx(expected, abs=6 * c1.sigma)
+    assert c1.note.startswith("overfocus")
+
+
+def test_a_specimen_that_may_be_thicker_is_less_certain(island: Slab, twin: Twin) -> None:
+    tied = twin_of(island, behind=(0.0,))
+    assert np.allclose(tied.columns.p_exact, twin.columns.p_exact / 2)
+
+
+def test_columns_beyond_the_image_are_not_claimed(island: Slab) -> None:
+    field = island.model.field
+    down = np.array([20 * field.detector_pixel, 0.0])
+    lowered = replace(island.columns, anchor=island.columns.anchor + down)
+    found = claimed(lowered, start_of(island))
+    row = field.to_detector(lowered.anchor)[:, 0]
+    assert 0 < len(found) < len(lowered)
+    assert found.tolist() == np.flatnonzero(row < field.image_shape[0] - 0.5).tolist()
