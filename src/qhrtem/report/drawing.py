@@ -76,6 +76,7 @@ def show_image(ax: Axes, image: NDArray[Any], pixel_A: float, **options: Any) ->
     rows, cols = image.shape
     extent = (-0.5 * pixel_A, (cols - 0.5) * pixel_A, (rows - 0.5) * pixel_A, -0.5 * pixel_A)
     mappable = ax.imshow(image, extent=extent, interpolation="nearest", **({"cmap": IMAGE_MAP} | options))
+    ax.autoscale(False)  # markers at the border must not widen the panel
     ax.set_xlabel("x (Å)")
     ax.set_ylabel("y (Å)")
     return mappable
