@@ -1,6 +1,8 @@
 """Reading micrographs: right numbers and pixel sizes from each format, one clear line for a broken file."""
 
+import gc
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,15 @@ from qhrtem.io.micrograph import READERS, read_image
 
 FORMATS = Path(__file__).parents[1] / "data" / "formats"
 SHAPE = (20, 30)
+
+
+@pytest.fixture(autouse=True)
+def readers_close_what_they_left_open():
+    """A reader that failed can leave a file to the garbage collector: collect here, not in a later test."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture

@@ -93,7 +93,10 @@ def _signals(path: Path) -> list[dict[str, Any]]:
         cause = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         with _silence():
             # A reader that failed still holds its file open, some of them in a cycle of objects.
-            traceback.clear_frames(error.__traceback__)
+            held: BaseException | None = error
+            while held is not None:
+                traceback.clear_frames(held.__traceback__)
+                held = held.__cause__ or held.__context__
             gc.collect()
         raise InputError(
             f"{path}: cannot be read as a {suffix} image ({cause}); the file may be truncated, damaged or of "
