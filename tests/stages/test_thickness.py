@@ -5,11 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qhrtem.model.microscope import nominal
+from benches import bench_of
+from qhrtem.model.microscope import INDEX, nominal
 from qhrtem.specimen.columns import ColumnModel, lattice_columns
 from qhrtem.specimen.crystal import project, read_cif
+from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
 from qhrtem.stages.objective import State
+from qhrtem.stages.pipeline import _Log, other_thicknesses
 from qhrtem.stages.thickness import shifted
+from slabs import slab
 
 
 @pytest.fixture
@@ -46,3 +50,17 @@ def test_mid_plane_stays_in_focus(columns: ColumnModel) -> None:
 def test_no_column_vanishes(columns: ColumnModel) -> None:
     thin = shifted(State(columns, nominal(3e5)), -40).columns
     assert (thin.last >= thin.first).sum() == (columns.last >= columns.first).sum()
+
+
+def test_a_specimen_a_period_too_thick_is_found_out() -> None:
+    island = slab(radius=3.5)
+    bench = bench_of(island, electrons=20000.0)
+    wrong = shifted(State(island.columns, island.microscope), 1)
+    neighbours = Neighbours.within(island.columns, 2.8)
+    steps: list[str] = []
+    lens = [INDEX[n] for n in ("c1", "vibration_xx", "vibration_yy")]
+    log = _Log(lambda step: steps.append(step.note))
+    surface, support = SurfaceEnergy(neighbours), NeighbourStep(neighbours, 6.0)
+    found, behind = other_thicknesses(bench, wrong, lens, surface, support, {}, log)
+    assert (found.columns.element_counts() == island.columns.element_counts()).all()
+    assert len(behind) == len(steps) >= 3 and min(behind) > 10

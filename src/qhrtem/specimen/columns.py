@@ -53,6 +53,11 @@ class ColumnModel:
         """Distinct scatterers, in the order that `AtomList.species` counts."""
         return distinct_species(self.projection)
 
+    @property
+    def occupied(self) -> NDArray[np.bool_]:
+        """Which columns (C,) hold at least one atom."""
+        return self.last >= self.first
+
     def kind_of(self, c: int) -> ColumnKind:
         """Return the kind of column c."""
         return self.projection.kinds[self.kind[c]]

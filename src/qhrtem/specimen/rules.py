@@ -60,7 +60,7 @@ class NeighbourStep:
     def broken(self, columns: ColumnModel) -> NDArray[np.bool_]:
         """Return columns whose surface jumps too far against more than half of their occupied neighbours."""
         out = np.zeros(len(columns), dtype=bool)
-        occupied = columns.last >= columns.first
+        occupied = columns.occupied
         a, b = self.neighbours.pairs.T
         both = occupied[a] & occupied[b]
         a, b = a[both], b[both]
@@ -100,7 +100,7 @@ class SurfaceEnergy:
 
     def cost(self, columns: ColumnModel) -> float:
         """Return the cost of all steps on both surfaces."""
-        occupied = columns.last >= columns.first
+        occupied = columns.occupied
         a, b = self.neighbours.pairs.T
         both = occupied[a] & occupied[b]
         a, b = a[both], b[both]

@@ -24,6 +24,7 @@ from qhrtem.stages.objective import Bench, State
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+LEAST_CHI2_GAIN = 6.0  # a round of count moves that gains less has converged
 
 
 @dataclass(frozen=True)

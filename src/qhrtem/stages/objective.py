@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qhrtem.model.forward import Field, ForwardModel
 from qhrtem.model.micrograph import Micrograph
-from qhrtem.model.microscope import Microscope
+from qhrtem.model.microscope import PARAMETERS, Microscope
 from qhrtem.specimen.columns import ColumnModel
 
 # Part of the absorptive form factor used in the fast coherent image. The rest of what leaves the coherent
@@ -26,6 +26,10 @@ class State:
     columns: ColumnModel
     microscope: Microscope
     diffuse: Tensor | float = 0.0  # image grid, added to the coherent image
+
+    def occupied(self) -> list[int]:
+        """Return the columns that hold atoms."""
+        return [int(c) for c in np.flatnonzero(self.columns.occupied)]
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class Bench:
     misfit: Misfit
     workers: int = 1  # threads over columns
     _key: object = None
+    _held: ColumnModel | None = field(default=None, repr=False)  # keeps the id in the key from being reused
     _spectrum: tuple[Tensor, float] | None = field(default=None, repr=False)
 
     def image(self, state: State) -> Tensor:
@@ -111,8 +116,6 @@ class Bench:
 
     def global_jacobian(self, state: State, index: list[int]) -> NDArray[np.float32]:
         """Return ∂image/∂(imaging parameter)·step, (P, rows, cols), by central differences of one step."""
-        from qhrtem.model.microscope import PARAMETERS
-
         out = []
         for i in sorted(index, key=lambda i: PARAMETERS[i].structural):
             p = PARAMETERS[i]

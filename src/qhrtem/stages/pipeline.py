@@ -21,7 +21,7 @@ from qhrtem.model.twin import Step, Twin
 from qhrtem.plan import Plan
 from qhrtem.specimen.crystal import Crystal, Projection, project
 from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
-from qhrtem.stages.counts import count_round
+from qhrtem.stages.counts import LEAST_CHI2_GAIN, count_round
 from qhrtem.stages.imaging import CellAverages, Hypothesis, cell_averages, rank_orientations, search
 from qhrtem.stages.joint import refine
 from qhrtem.stages.objective import Bench, State, make_misfit
@@ -52,7 +52,6 @@ COUNT_ROUNDS = 10
 BORDER_A = 1.5  # rim of the image left out of the misfit: columns beyond the image disturb it
 MOST_PERIODS = 3  # tried in each direction
 USUAL_ROUNDS = 7  # for the estimate of the time left
-LEAST_CHI2_GAIN = 6.0  # a round of count moves that gains less has converged
 
 
 @dataclass
@@ -209,11 +208,6 @@ def corrected(bench: Bench, state: State, pairs: int, generator: np.random.Gener
     return replace(state, diffuse=diffuse)
 
 
-def occupied_columns(state: State) -> list[int]:
-    """Return the columns that hold atoms."""
-    return [int(c) for c in np.flatnonzero(state.columns.last >= state.columns.first)]
-
-
 def _free(state: State, names: tuple[str, ...]) -> list[int]:
     return [INDEX[n] for n in names if state.microscope.sigma[INDEX[n]] > 0]
 
@@ -226,20 +220,17 @@ def structure(plan: Plan, bench: Bench, state: State, start: Start, log: _Log) -
     support = NeighbourStep(neighbours, 6.0)
     rejected: dict[str, int] = {}
 
-    def occupied() -> list[int]:
-        return occupied_columns(state)
-
     log.done = 0.25
-    state = refine(bench, state, _free(state, EARLY), occupied(), 1).state
+    state = refine(bench, state, _free(state, EARLY), state.occupied(), 1).state
     log("positions", bench.chi2(state))
     for number in range(COUNT_ROUNDS):
         log.done = 0.3 + 0.45 * min(number / USUAL_ROUNDS, 1.0)
         lens = _free(state, EARLY if number < EARLY_ROUNDS else LENS)
-        done = count_round(bench, state, lens, occupied(), occupied(), surface, support, rejected)
+        done = count_round(bench, state, lens, state.occupied(), state.occupied(), surface, support, rejected)
         state = done.state
         log("counts", bench.chi2(state), f"{done.changed} columns changed")
         if number in (0, 1, 3):
-            state, changed = outline_round(bench, state, lens, occupied(), eligible(start), neighbours)
+            state, changed = outline_round(bench, state, lens, state.occupied(), eligible(start), neighbours)
             log("surfaces", bench.chi2(state), f"{changed} rim columns changed")
         if number in (0, 2):
             state = corrected(bench, state, PHONON_PAIRS[min(number, 1)], generator)
@@ -251,9 +242,9 @@ def structure(plan: Plan, bench: Bench, state: State, start: Start, log: _Log) -
     state, behind = other_thicknesses(bench, state, lens, surface, support, rejected, log)
     log.done = 0.9
     state = corrected(bench, state, PHONON_PAIRS[2], generator)
-    refined = refine(bench, state, lens, occupied(), 2, report=lambda s, c: log("joint", bench.chi2(s)))
+    refined = refine(bench, state, lens, state.occupied(), 2, report=lambda s, c: log("joint", bench.chi2(s)))
     state = refined.state
-    final = count_round(bench, state, lens, occupied(), occupied(), surface, support, rejected)
+    final = count_round(bench, state, lens, state.occupied(), state.occupied(), surface, support, rejected)
     log.done = 1.0
     log("joint", bench.chi2(final.state), f"{final.changed} columns changed")
     return final.state, Evidence(lens, refined, final, surface, support, rejected, behind)
@@ -273,9 +264,7 @@ def other_thicknesses(
     behind: list[float] = []
     for direction in (1, -1):
         for _ in range(MOST_PERIODS):
-            trial, value = explore(
-                bench, state, direction, lens, occupied_columns, surface, support, rejected, cost
-            )
+            trial, value = explore(bench, state, direction, lens, surface, support, rejected, cost)
             note = f"{'thicker' if direction > 0 else 'thinner'} by a period: Δχ² {value - cost:+.0f}"
             log("counts", bench.chi2(trial), note)
             if value >= cost:

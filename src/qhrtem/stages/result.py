@@ -88,7 +88,7 @@ def claimed(columns: ColumnModel, start: Start) -> NDArray[np.int64]:
     """Return the occupied columns on the recorded image; those beyond it only continue the crystal."""
     position = start.field.to_detector(columns.group_position()[:, 0])
     on_image = ((position > -0.5) & (position < np.array(start.field.image_shape) - 0.5)).all(1)
-    return np.flatnonzero((columns.last >= columns.first) & on_image)
+    return np.flatnonzero(columns.occupied & on_image)
 
 
 def _match(bench: Bench, image: torch.Tensor, lattice: Lattice) -> Match:

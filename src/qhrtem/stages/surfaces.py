@@ -21,7 +21,7 @@ COLUMN_PRICE = 16.0
 
 def rim(columns: ColumnModel, neighbours: Neighbours) -> tuple[list[int], list[int]]:
     """Return occupied columns with an empty neighbour, and empty sites with at least two occupied ones."""
-    occupied = columns.last >= columns.first
+    occupied = columns.occupied
     a, b = neighbours.pairs.T
     filled = np.bincount(a, occupied[b], len(columns)) + np.bincount(b, occupied[a], len(columns))
     total = np.bincount(a, minlength=len(columns)) + np.bincount(b, minlength=len(columns))
@@ -34,7 +34,7 @@ def primed(
     columns: ColumnModel, vacant: list[int], neighbours: Neighbours
 ) -> tuple[ColumnModel, dict[int, int]]:
     """Return the model with empty sites starting where their neighbours do, and the sites that fill each."""
-    occupied = columns.last >= columns.first
+    occupied = columns.occupied
     near: dict[int, list[int]] = {c: [] for c in vacant}
     for a, b in neighbours.pairs:
         for c, m in ((int(a), int(b)), (int(b), int(a))):

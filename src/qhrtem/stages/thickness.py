@@ -8,13 +8,12 @@ the image does not tell apart stays in the error bars.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from qhrtem.specimen.rules import NeighbourStep, SurfaceEnergy
-from qhrtem.stages.counts import count_round
+from qhrtem.stages.counts import LEAST_CHI2_GAIN, count_round
 from qhrtem.stages.joint import refine, total_cost
 from qhrtem.stages.objective import Bench, State
 
@@ -27,7 +26,7 @@ def shifted(state: State, periods: int) -> State:
     C1 follows by half the change, so that the mid-plane stays in focus.
     """
     columns = state.columns
-    occupied = columns.last >= columns.first
+    occupied = columns.occupied
     sites = np.array([len(k.sites) for k in columns.projection.kinds])[columns.kind]
     last = np.where(occupied, np.maximum(columns.last + periods * sites, columns.first), columns.last)
     depth = periods * columns.projection.period
@@ -40,7 +39,6 @@ def explore(
     state: State,
     periods: int,
     imaging: list[int],
-    occupied: Callable[[State], list[int]],
     surface: SurfaceEnergy,
     support: NeighbourStep,
     rejected: dict[str, int],
@@ -54,10 +52,10 @@ def explore(
     trial = refine(bench, trial, imaging, [], 3).state
     cost = np.inf
     for _ in range(3):
-        columns = occupied(trial)
+        columns = trial.occupied()
         trial = count_round(bench, trial, imaging, columns, columns, surface, support, rejected).state
         before, cost = cost, basin_cost(bench, trial, imaging, surface)
-        if cost > target + HOPELESS or before - cost < 6.0:
+        if cost > target + HOPELESS or before - cost < LEAST_CHI2_GAIN:
             break
     return trial, cost
 
