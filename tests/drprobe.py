@@ -16,8 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from qhrtem.grid import Grid
-from qhrtem.physics.coherence import Transfer
+from qhrtem.model.supercell import SupercellModel
+from qhrtem.physics.drprobe import Settings, information_limit, settings_of
+from qhrtem.physics.drprobe import focus_samples as drprobe_focus
+from qhrtem.physics.multislice import Propagation
 from qhrtem.physics.potential import PhaseKernels, Species, Thermal
+from qhrtem.specimen.supercell import Slicing, Supercell, equal_slices, make_supercell
 
 FOLDER = Path(__file__).parent / "data" / "drprobe"
 ENERGY = 300e3
@@ -44,8 +48,11 @@ ATOMS = (
 @lru_cache
 def data() -> dict[str, NDArray[Any]]:
     """Return waves (thickness, y, x), images and potentials (slice, y, x) by name."""
-    with np.load(FOLDER / "bto110.npz") as file:
-        return {name: file[name] for name in file.files}
+    out = {}
+    for name in ("bto110.npz", "modes.npz"):
+        with np.load(FOLDER / name) as file:
+            out.update({key: file[key] for key in file.files})
+    return out
 
 
 @lru_cache
@@ -56,10 +63,19 @@ def form_factors() -> dict[str, NDArray[Any]]:
 
 
 @lru_cache
+def _records() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = json.loads((FOLDER / "images.json").read_text("utf-8"))
+    return found
+
+
+def image_names() -> tuple[str, ...]:
+    """Return the names of all images."""
+    return tuple(_records())
+
+
 def settings(image: str) -> dict[str, Any]:
     """Return the imaging parameters of an image as Dr. Probe was given them (nm, mrad)."""
-    found: dict[str, Any] = json.loads((FOLDER / "images.json").read_text("utf-8"))[image]
-    return found
+    return _records()[image]
 
 
 def wave(image: str) -> torch.Tensor:
@@ -70,41 +86,18 @@ def wave(image: str) -> torch.Tensor:
     )
 
 
-def coefficients(image: str) -> dict[str, complex]:
-    """Return the aberrations of an image in Å and in the notation of `qhrtem.physics.aberrations`.
-
-    Dr. Probe writes (1/m)|w|^(m-n) Re[conj(a) w^n]: conjugate where w leads, and 1/3 or 1/4 where we have 1.
-    """
-    table = {
-        "1": ("C1", 1, False),
-        "2": ("A1", 1, False),
-        "3": ("B2", 3, True),
-        "4": ("A2", 1, False),
-        "5": ("C3", 1, False),
-        "6": ("S3", 4, True),
-        "7": ("A3", 1, False),
-    }
-    out: dict[str, complex] = {}
-    for index, (x, y) in settings(image)["aberrations_nm"].items():
-        name, divisor, turned = table[index]
-        out[name] = 10 * complex(x, -y if turned else y) / divisor
-    return out
+def imaging(image: str) -> Settings:
+    """Return the imaging parameters of an image in our units and notation."""
+    return settings_of(settings(image))
 
 
 def focus_samples(image: str, wavelength: float) -> tuple[NDArray[Any], NDArray[Any], float]:
     """Return focus offsets (Å), their weights, and the information limit (1/Å) of Dr. Probe's focal sum."""
-    s = settings(image)
-    spread = 10 * float(s["focus_spread_1e_nm"])
-    limit = 1 / ((math.pi * wavelength * spread) ** 2 / 8) ** 0.25
-    vibration = 10 * float(
-        np.max(s["vibration_rms"][:2] if isinstance(s["vibration_rms"], list) else s["vibration_rms"])
-    )
-    if vibration:
-        limit = min(limit, 1 / (math.pi * vibration))
-    n = 1 + int(2 * spread / (2 / (wavelength * (3 * limit) ** 2)))
-    z = np.linspace(-2 * spread, 2 * spread, 2 * n + 1)
-    w = np.exp(-((z / spread) ** 2))
-    return z, w / w.sum(), limit
+    s = imaging(image)
+    spread = math.sqrt(2) * float(s.lens.focal_spread)
+    limit = information_limit(spread, max(s.vibration[:2]), wavelength)
+    rule = drprobe_focus(spread, limit, wavelength)
+    return float(s.lens.focal_spread) * rule.offset, rule.weight, limit
 
 
 def phases(thermal: Thermal, table: str = "lobato", grid: Grid = GRID) -> torch.Tensor:
@@ -117,9 +110,39 @@ def phases(thermal: Thermal, table: str = "lobato", grid: Grid = GRID) -> torch.
     return kernels.phases(position, owner, kind, torch.ones(len(ATOMS), dtype=torch.float64), SLICES)
 
 
-def single(function: torch.Tensor) -> Transfer:
-    """Return a coherent transfer."""
-    return Transfer(function[None], torch.ones(1, dtype=torch.float64))
+def cell() -> Supercell:
+    """Return the unit cell as a supercell."""
+    b_iso = {species.element: species.b_iso for species in SPECIES}
+    return make_supercell(
+        [e for e, *_ in ATOMS],
+        np.array([[y * C_A, x * A_A, (j + 0.5) * PLANE_A] for _, x, y, j in ATOMS]),
+        np.array([C_A, A_A, A_A]),
+        np.array([b_iso[e] for e, *_ in ATOMS]),
+        np.ones(len(ATOMS)),
+    )
+
+
+def model(
+    thermal: Thermal, propagation: Propagation = "fresnel", thickness: NDArray[Any] | None = None
+) -> SupercellModel:
+    """Return a model of the unit cell with Dr. Probe's form factors, taper and band limit."""
+    return model_of(cell(), GRID, SLICES, thermal, propagation, thickness)
+
+
+def model_of(
+    atoms: Supercell,
+    grid: Grid,
+    slices: int,
+    thermal: Thermal,
+    propagation: Propagation = "fresnel",
+    thickness: NDArray[Any] | None = None,
+) -> SupercellModel:
+    """Return a model of any supercell as Dr. Probe computes it; thickness: of the slices, Å."""
+    slicing = equal_slices(atoms, slices)
+    if thickness is not None:
+        slicing = Slicing(slicing.index, thickness)
+    table, taper = "weickenmeier_kohl", "nyquist"
+    return SupercellModel(atoms, slicing, grid, ENERGY, thermal, table, taper, "transmission", propagation)
 
 
 def rms(a: Any, b: Any) -> float:

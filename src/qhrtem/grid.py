@@ -34,22 +34,25 @@ class Grid:
         return ky[:, None], kx[None, :]
 
     def band_limit(self) -> float:
-        """Return the circular band limit in 1/Å: two thirds of the smaller Nyquist frequency."""
-        return min(1 / (2 * self.pixel[0]), 1 / (2 * self.pixel[1])) * 2 / 3
+        """Return the circular band limit in 1/Å: two thirds of the smaller Nyquist frequency.
+
+        A hair more, so that rounding does not decide over beams that lie on the circle: they are kept.
+        """
+        return min(1 / (2 * self.pixel[0]), 1 / (2 * self.pixel[1])) * 2 / 3 * (1 + 1e-6)
 
     def window(self, size: int) -> Grid:
         """Return a square grid of `size` pixels with the same pitch."""
         return Grid((size, size), self.pixel, self.device, self.dtype)
 
 
-def fft2(a: Tensor) -> Tensor:
-    """Return the unnormalised forward transform over the last two axes."""
-    return torch.fft.fft2(a)
+def fft2(a: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return the unnormalised forward transform over the last two axes, written to `out` if given."""
+    return torch.fft.fft2(a, out=out)
 
 
-def ifft2(a: Tensor) -> Tensor:
-    """Return the inverse transform (1/N) over the last two axes."""
-    return torch.fft.ifft2(a)
+def ifft2(a: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return the inverse transform (1/N) over the last two axes, written to `out` if given."""
+    return torch.fft.ifft2(a, out=out)
 
 
 def rfft2(a: Tensor) -> Tensor:

@@ -8,8 +8,18 @@ import re
 import pytest
 import torch
 
+from qhrtem.errors import PlanError
 from qhrtem.grid import Grid
-from qhrtem.physics.aberrations import KRIVANEK, ROUND, TERMS, chi, chi_gradient, to_krivanek
+from qhrtem.physics.aberrations import (
+    KRIVANEK,
+    ROUND,
+    TERMS,
+    chi,
+    chi_at,
+    chi_gradient,
+    slope_at,
+    to_krivanek,
+)
 from qhrtem.physics.electron import wavelength
 
 ENERGY = 300e3
@@ -118,3 +128,22 @@ def test_offset_is_a_tilt_of_the_frequency() -> None:
     shifted = chi(GRID, ENERGY, {"A2": 300 + 50j}, (dk, 0.0))
     plain = chi(GRID, ENERGY, {"A2": 300 + 50j})
     assert torch.allclose(shifted[:, :8], plain[:, 1:9])
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_gradcheck_by_every_coefficient(name: str) -> None:
+    """χ and its slope differentiated by the coefficient and by the spatial frequency."""
+    k = torch.tensor([[0.7, -0.4], [0.2, 0.9]], dtype=torch.float64, requires_grad=True)
+    c = torch.tensor([3e4, -2e4], dtype=torch.float64, requires_grad=True)
+
+    def phase(k: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        value = c[0] if name in ROUND else torch.complex(c[0], c[1])
+        gy, gx = slope_at(k[0], k[1], ENERGY, {name: value})
+        return torch.cat([chi_at(k[0], k[1], ENERGY, {name: value}), gy, gx])
+
+    assert torch.autograd.gradcheck(phase, (k, c), eps=1e-6, atol=1e-4, rtol=1e-5)
+
+
+def test_a_round_aberration_has_no_direction() -> None:
+    with pytest.raises(PlanError, match="C3 is a round aberration"):
+        chi(GRID, ENERGY, {"C3": 1e5j})

@@ -10,13 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qhrtem.grid import Grid
+from qhrtem.grid import Grid, fft2, ifft2, irfft2, resample_half, rfft2
 from qhrtem.physics.detector import (
+    Resampling,
     add_noise,
     apply,
+    bicubic,
     half_frequencies,
     mtf_filter,
     mtf_from_samples,
+    pixel_sinc,
     vibration_filter,
 )
 
@@ -81,6 +84,56 @@ def test_frequencies_have_the_layout_of_a_real_transform() -> None:
     assert torch.allclose(
         shifted, torch.cos(2 * math.pi * (ky[5, 0] * (y - 0.3) + kx[0, 7] * (x - 0.2))), atol=1e-9
     )
+
+
+def test_the_sinc_is_the_mean_over_a_pixel() -> None:
+    """A fine image averaged over blocks, against the response at the coarse pixel."""
+    fine = Grid((128, 160), (0.03, 0.025), dtype=torch.float64)
+    ky, kx = half_frequencies(fine)
+    point = fft2(torch.rand(fine.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+    inside = (torch.hypot(*torch.broadcast_tensors(*fine.frequencies())) < 3).double()
+    image = ifft2(point * inside).real
+    steps = 16  # sub-pixel shifts of the coarse pixel, at the middle of equal parts
+    blurred = torch.zeros_like(image)
+    for i in range(steps):
+        for j in range(steps):
+            y, x = ((i + 0.5) / steps - 0.5) * GRID.pixel[0], ((j + 0.5) / steps - 0.5) * GRID.pixel[1]
+            blurred += apply(image, torch.exp(2j * math.pi * (ky * y + kx * x))) / steps**2
+    coarse = pixel_sinc(GRID)
+    filtered = irfft2(resample_half(rfft2(image), fine.shape, GRID.shape) * coarse, GRID.shape)
+    assert torch.allclose(filtered, blurred[::2, ::2], atol=5e-4 * float(image.std()))
+    assert float((filtered - image[::2, ::2]).abs().max()) > 0.05 * float(image.std())
+    assert float(coarse[0, -1]) == pytest.approx(2 / math.pi)
+
+
+def smooth_image(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """A periodic image on GRID's extent, at any position in Å."""
+    ey, ex = GRID.extent
+    return torch.sin(2 * math.pi * (2 * y / ey + x / ex)) + 0.5 * torch.cos(2 * math.pi * 3 * x / ex)
+
+
+def test_bicubic_resampling_finds_the_image_at_shifted_and_turned_places() -> None:
+    """Offset in pixels of the source (x, y); the content turns from +x towards +y, so places turn back."""
+    y = torch.arange(64, dtype=torch.float64)[:, None] * GRID.pixel[0]
+    x = torch.arange(80, dtype=torch.float64)[None, :] * GRID.pixel[1]
+    window = Resampling((30, 40), 0.043, (7.3, -12.6), 0.4)
+    v = torch.arange(30, dtype=torch.float64)[:, None] * 0.043
+    u = torch.arange(40, dtype=torch.float64)[None, :] * 0.043
+    c, s = math.cos(0.4), math.sin(0.4)
+    expected = smooth_image(-12.6 * GRID.pixel[0] + c * v - s * u, 7.3 * GRID.pixel[1] + c * u + s * v)
+    found = bicubic(smooth_image(y, x), GRID, window)
+    assert torch.allclose(found, expected, atol=5e-4)
+    assert window.grid(GRID) == Grid((30, 40), (0.043, 0.043), dtype=torch.float64)
+
+
+def test_bicubic_resampling_keeps_pixels_and_the_mean() -> None:
+    grid = Grid((20, 24), (0.05, 0.05), dtype=torch.float64)
+    image = torch.rand(grid.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(bicubic(image, grid, Resampling(grid.shape, 0.05)), image)
+    moved = bicubic(image, grid, Resampling(grid.shape, 0.05, (-3.0, 25.0)))
+    assert torch.allclose(moved, torch.roll(image, (-25, 3), (0, 1)))
+    between = bicubic(image, grid, Resampling(grid.shape, 0.05, (0.4, 0.7)))
+    assert float(between.mean()) == pytest.approx(float(image.mean()))  # the kernel sums to one everywhere
 
 
 @pytest.mark.parametrize("level", [0.0, 0.4, 1.3])

@@ -73,9 +73,7 @@ def test_waves_of_every_thickness_match_the_multislice(cell: RepeatedCell, slice
 def test_images_match_those_of_the_field(cell: RepeatedCell) -> None:
     m, slices = lens(), 16
     image = cell.image_coefficients(cell.spectra(m), np.array([slices]), m, centre=slices, foci=5)[0]
-    transfer = focal_transfer(
-        drprobe.GRID, drprobe.ENERGY, m.coefficients(), m["focal_spread"], m["semi_convergence"], nodes=5
-    )
+    transfer = focal_transfer(drprobe.GRID, m.lens(), 5)
     expected = fft2(intensity(exit_spectrum(slices), transfer)) / (60 * 80)
     a, b = low_orders(image, True, 6), low_orders(expected, False, 6)
     assert drprobe.rms(a, b) < 5e-3

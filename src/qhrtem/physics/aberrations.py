@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from qhrtem.errors import PlanError
 from qhrtem.grid import Grid
 from qhrtem.physics.electron import wavelength
 
@@ -51,46 +52,100 @@ KRIVANEK: dict[str, tuple[str, float]] = {
 }
 
 
+class _Monomials:
+    """Real and imaginary parts of w^p w̄^q over a set of scattering angles, each computed once."""
+
+    def __init__(self, wx: Tensor, wy: Tensor) -> None:
+        self._powers: list[tuple[Tensor, Tensor]] = [(torch.ones_like(wx), torch.zeros_like(wx)), (wx, wy)]
+        self._squares = [self._powers[0][0], wx**2 + wy**2]
+
+    def __call__(self, p: int, q: int) -> tuple[Tensor, Tensor]:
+        wx, wy = self._powers[1]
+        while len(self._powers) <= abs(p - q):
+            x, y = self._powers[-1]
+            self._powers.append((x * wx - y * wy, x * wy + y * wx))
+        while len(self._squares) <= min(p, q):
+            self._squares.append(self._squares[-1] * self._squares[1])
+        (x, y), r = self._powers[abs(p - q)], self._squares[min(p, q)]
+        return x * r, (y if p >= q else -y) * r
+
+
+def _parts(name: str, value: complex | Tensor) -> tuple[float | Tensor, float | Tensor] | None:
+    """Return real and imaginary part of a coefficient, None for a plain zero (which costs nothing)."""
+    if isinstance(value, Tensor):
+        return (value.real, value.imag) if value.is_complex() else (value, 0.0)
+    value = complex(value)
+    if name in ROUND and value.imag != 0:
+        raise PlanError(f"{name} is a round aberration and must be real, got {value:g}; it has no direction")
+    return (value.real, value.imag) if value != 0 else None
+
+
+def chi_at(kx: Tensor, ky: Tensor, energy: float, coefficients: Mapping[str, complex | Tensor]) -> Tensor:
+    """Return the aberration phase χ (rad) at spatial frequencies kx, ky (1/Å, float64, any equal shape).
+
+    coefficients: Å, keys of `TERMS`, numbers or 0-d tensors (complex where not round); differentiable in them
+    and in kx, ky. energy: eV.
+    """
+    lam = wavelength(energy)
+    monomial = _Monomials(lam * kx, lam * ky)
+    total = torch.zeros_like(kx)
+    for name, value in coefficients.items():
+        weight, p, q = TERMS[name]
+        parts = _parts(name, value)
+        if parts is not None:
+            x, y = monomial(p, q)
+            total = total + weight * (parts[0] * x - parts[1] * y)
+    return 2 * math.pi / lam * total
+
+
+def slope_at(
+    kx: Tensor, ky: Tensor, energy: float, coefficients: Mapping[str, complex | Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return (∂χ/∂θ_y, ∂χ/∂θ_x)/(2π/λ) in Å at spatial frequencies; arguments as in `chi_at`."""
+    lam = wavelength(energy)
+    monomial = _Monomials(lam * kx, lam * ky)
+    gx, gy = torch.zeros_like(kx), torch.zeros_like(kx)
+    for name, value in coefficients.items():
+        weight, p, q = TERMS[name]
+        parts = _parts(name, value)
+        if parts is None:
+            continue
+        re, im = parts
+        # ∂w/∂x = ∂w̄/∂x = 1; ∂w/∂y = i, ∂w̄/∂y = -i.
+        ax, ay = monomial(p - 1, q) if p else (torch.zeros_like(kx), torch.zeros_like(kx))
+        bx, by = monomial(p, q - 1) if q else (torch.zeros_like(kx), torch.zeros_like(kx))
+        sx, sy, dx, dy = p * ax + q * bx, p * ay + q * by, p * ax - q * bx, p * ay - q * by
+        gx = gx + weight * (re * sx - im * sy)
+        gy = gy - weight * (re * dy + im * dx)
+    return gy, gx
+
+
 def chi(
-    grid: Grid, energy: float, coefficients: Mapping[str, complex], offset: tuple[float, float] = (0.0, 0.0)
+    grid: Grid,
+    energy: float,
+    coefficients: Mapping[str, complex | Tensor],
+    offset: tuple[float, float] = (0.0, 0.0),
 ) -> Tensor:
     """Return the aberration phase χ (rad, float64) on the grid; coefficients in Å, keys of `TERMS`.
 
     offset: (x, y) in 1/Å added to k before evaluation (a tilted source or beam). The image wave is
     IFT[ψ(k)·exp(-iχ)]; C1 > 0 is overfocus.
     """
-    ky, kx = grid.frequencies()
-    kx, ky = kx + offset[0], ky + offset[1]
-    lam = wavelength(energy)
-    w = lam * torch.complex(kx + 0 * ky, ky + 0 * kx)
-    total = torch.zeros(grid.shape, dtype=torch.float64, device=grid.device)
-    for name, c in coefficients.items():
-        if c != 0:
-            weight, p, q = TERMS[name]
-            total = total + weight * (complex(c) * w**p * w.conj() ** q).real
-    return 2 * math.pi / lam * total
+    ky, kx = torch.broadcast_tensors(*grid.frequencies())
+    return chi_at(kx + offset[0], ky + offset[1], energy, coefficients)
 
 
-def chi_gradient(grid: Grid, energy: float, coefficients: Mapping[str, complex]) -> tuple[Tensor, Tensor]:
+def chi_gradient(
+    grid: Grid, energy: float, coefficients: Mapping[str, complex | Tensor]
+) -> tuple[Tensor, Tensor]:
     """Return (∂χ/∂θ_y, ∂χ/∂θ_x)/(2π/λ) in Å: the beam displacement at each scattering angle, float64."""
-    ky, kx = grid.frequencies()
-    lam = wavelength(energy)
-    w = lam * torch.complex(kx + 0 * ky, ky + 0 * kx)
-    gx = torch.zeros(grid.shape, dtype=torch.float64, device=grid.device)
-    gy = torch.zeros_like(gx)
-    for name, c in coefficients.items():
-        if c == 0:
-            continue
-        weight, p, q = TERMS[name]
-        # d/dx: dw = dw̄ = 1; d/dy: dw = i, dw̄ = -i.
-        a = p * w ** max(p - 1, 0) * w.conj() ** q if p else torch.zeros_like(w)
-        b = q * w**p * w.conj() ** max(q - 1, 0) if q else torch.zeros_like(w)
-        gx = gx + weight * (complex(c) * (a + b)).real
-        gy = gy + weight * (complex(c) * 1j * (a - b)).real
-    return gy, gx
+    ky, kx = torch.broadcast_tensors(*grid.frequencies())
+    return slope_at(kx, ky, energy, coefficients)
 
 
-def delocalisation(energy: float, coefficients: Mapping[str, complex], resolution: float = 1.0) -> float:
+def delocalisation(
+    energy: float, coefficients: Mapping[str, complex | Tensor], resolution: float = 1.0
+) -> float:
     """Return the farthest that the lens carries detail in Å: the largest |∇χ|/2π up to 1/resolution.
 
     energy: eV; coefficients: Å; resolution: finest spacing considered, Å.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,10 +40,57 @@ def mtf_from_samples(grid: Grid, q: Tensor, value: Tensor) -> Tensor:
     return value[i - 1] + t * (value[i] - value[i - 1])
 
 
+def pixel_sinc(grid: Grid) -> Tensor:
+    """Return sinc(k_y d_y) sinc(k_x d_x), the response of square pixels; layout of a real transform."""
+    ky, kx = half_frequencies(grid)
+    return torch.sinc(ky * grid.pixel[0]) * torch.sinc(kx * grid.pixel[1])
+
+
 def apply(image: Tensor, response: Tensor) -> Tensor:
     """Return images (..., rows, columns) filtered by a response in the layout of a real transform."""
     shape = (image.shape[-2], image.shape[-1])
     return irfft2(rfft2(image) * response, shape)
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """A window cut out of a periodic image on pixels of its own."""
+
+    shape: tuple[int, int]  # (rows, columns)
+    pitch: float  # Å, of both axes
+    offset: tuple[float, float] = (0.0, 0.0)  # (x, y) of the first pixel, in pixels of the source
+    rotation: float = 0.0  # rad, turns the content about the first pixel from +x towards +y
+
+    def grid(self, source: Grid) -> Grid:
+        """Return the grid of the window."""
+        return replace(source, shape=self.shape, pixel=(self.pitch, self.pitch))
+
+
+def bicubic(image: Tensor, grid: Grid, window: Resampling) -> Tensor:
+    """Return the window of a periodic image (rows, columns) by cubic convolution with a = -½.
+
+    Keys, IEEE Trans. Acoust. Speech Signal Process. 29 (1981) 1153.
+    """
+    y = torch.arange(window.shape[0], dtype=torch.float64, device=image.device)[:, None] * window.pitch
+    x = torch.arange(window.shape[1], dtype=torch.float64, device=image.device)[None, :] * window.pitch
+    c, s = math.cos(window.rotation), math.sin(window.rotation)
+    col = window.offset[0] + (c * x + s * y) / grid.pixel[1]
+    row = window.offset[1] + (c * y - s * x) / grid.pixel[0]
+    out = torch.zeros(window.shape, dtype=image.dtype, device=image.device)
+    for i in range(-1, 3):
+        r = torch.floor(row) + i
+        for j in range(-1, 3):
+            q = torch.floor(col) + j
+            value = image[r.long() % grid.shape[0], q.long() % grid.shape[1]]
+            out = out + value * (_keys(row - r) * _keys(col - q)).to(image.dtype)
+    return out
+
+
+def _keys(t: Tensor) -> Tensor:
+    """Return the cubic convolution kernel with a = -½ at distances t in pixels."""
+    a = t.abs()
+    inner, outer = (1.5 * a - 2.5) * a**2 + 1, ((-0.5 * a + 2.5) * a - 4) * a + 2
+    return torch.where(a <= 1, inner, torch.where(a < 2, outer, torch.zeros_like(a)))
 
 
 def add_noise(

@@ -4,34 +4,66 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from qhrtem.errors import PlanError
 from qhrtem.grid import Grid, fft2, ifft2
 from qhrtem.physics.electron import wavelength
-from qhrtem.physics.potential import radial_frequency
+
+Propagation = Literal["fresnel", "exact", "secant"]
+STEEPEST_RAD = 0.2  # a larger mistilt is another zone axis
 
 
 def propagator(
-    grid: Grid, thickness: float, energy: float, mistilt: tuple[float, float] | Tensor = (0.0, 0.0)
+    grid: Grid,
+    thickness: float,
+    energy: float,
+    mistilt: tuple[float | Tensor, float | Tensor] | Tensor = (0.0, 0.0),
+    kind: Propagation = "fresnel",
 ) -> Tensor:
-    """Return the Fresnel propagator exp(-iπλΔz k² + 2πiΔz k·tan t), band limited.
+    """Return the propagator of one slice, band limited; shape of the grid, complex.
 
-    thickness: Δz in Å; energy: eV; mistilt: (x, y) in rad. In the frame that moves with the tilted columns,
-    so slices stay identical; the same as displacing atoms at depth z by +z·tan t. Shape of the grid, complex.
+    thickness: Δz in Å; energy: eV; mistilt: (x, y) in rad, a term 2πΔz k·tan t. In the frame that moves with
+    the tilted columns, so slices stay identical; the same as displacing atoms at depth z by +z·tan t.
+    kind: "fresnel" exp(-iπλΔz k²); "exact" exp(-i(2π/λ)Δz(1 - cos θ)), sin θ = λk, the free-space solution;
+    "secant" the same with 1/cos θ - 1, the large-angle propagator of Dr. Probe.
     """
+    lam = wavelength(energy)
     ky, kx = grid.frequencies()
-    t = torch.as_tensor(mistilt, dtype=torch.float64, device=grid.device)
-    phase = -math.pi * wavelength(energy) * thickness * (kx**2 + ky**2)
-    phase = phase + 2 * math.pi * thickness * (kx * torch.tan(t[0]) + ky * torch.tan(t[1]))
-    keep = radial_frequency(grid) <= grid.band_limit()
-    return (torch.polar(torch.ones_like(phase), phase) * keep).to(grid.complex_dtype)
+    k2 = kx**2 + ky**2
+    keep = k2 <= grid.band_limit() ** 2
+    if kind == "fresnel":
+        phase = -math.pi * lam * thickness * k2
+    else:
+        cosine = torch.sqrt(torch.clamp(1 - lam**2 * k2, min=1e-4))
+        path = 1 - cosine if kind == "exact" else 1 / cosine - 1
+        phase = -2 * math.pi / lam * thickness * path
+    tx, ty = (torch.as_tensor(t, dtype=torch.float64, device=grid.device) for t in (mistilt[0], mistilt[1]))
+    if not (abs(float(tx.detach())) <= STEEPEST_RAD and abs(float(ty.detach())) <= STEEPEST_RAD):
+        raise PlanError(
+            f"mistilt must be within {STEEPEST_RAD * 1e3:g} mrad along x and y, got {float(tx):g} and "
+            f"{float(ty):g} rad; was it given in mrad or degrees?"
+        )
+    phase = phase + 2 * math.pi * thickness * (kx * torch.tan(tx) + ky * torch.tan(ty))
+    return torch.polar(keep.to(phase.dtype), phase).to(grid.complex_dtype)
 
 
 def transmission(phase: Tensor) -> Tensor:
     """Return exp(i·phase); a positive imaginary part of the phase damps the wave."""
-    return torch.exp(1j * phase)
+    if phase.is_complex():
+        return torch.polar(torch.exp(-phase.imag), phase.real)
+    return torch.polar(torch.ones_like(phase), phase)
+
+
+def band_limited(gratings: Tensor, grid: Grid) -> Tensor:
+    """Return transmission functions (..., rows, columns) cut at the grid's circular band limit."""
+    ky, kx = grid.frequencies()
+    keep = (kx**2 + ky**2 <= grid.band_limit() ** 2).to(grid.dtype)
+    return ifft2(fft2(gratings) * keep)
 
 
 def transmit_propagate(wave: Tensor, grating: Tensor, step: Tensor) -> Tensor:
@@ -39,20 +71,53 @@ def transmit_propagate(wave: Tensor, grating: Tensor, step: Tensor) -> Tensor:
     return ifft2(fft2(wave * grating) * step)
 
 
-def exit_wave(gratings: Tensor, order: Sequence[int], step: Tensor, wave: Tensor | None = None) -> Tensor:
-    """Return the wave behind the stack.
+def exit_wave(
+    gratings: Tensor,
+    order: Sequence[int],
+    step: Tensor,
+    wave: Tensor | None = None,
+    checkpoint_every: int | None = None,
+) -> Tensor:
+    """Return the wave (..., rows, columns) behind the stack.
 
-    gratings: (U, rows, columns) distinct transmission functions; order: which one each slice uses;
-    step: propagator of one slice; wave: incident wave, default the unit plane wave.
+    gratings: (U, ..., rows, columns) distinct transmission functions, batch axes in between; order: which one
+    each slice uses; step: propagator of one slice; wave: incident wave, default the unit plane wave.
+    checkpoint_every: keep the wave only every so many slices for the gradient and compute the rest again.
     """
     psi = torch.ones_like(gratings[0]) if wave is None else wave
+    if not _records_gradient(gratings, step, psi):
+        return _march(psi, gratings, order, step)
+    if checkpoint_every is None:
+        for u in order:
+            psi = transmit_propagate(psi, gratings[u], step)
+        return psi
+    if checkpoint_every < 1:
+        raise PlanError(f"checkpoint_every must be at least 1 slice, got {checkpoint_every}")
+    for start in range(0, len(order), checkpoint_every):
+        part = tuple(order[start : start + checkpoint_every])
+        psi = checkpoint(exit_wave, gratings, part, step, psi, use_reentrant=False)
+    return psi
+
+
+def _records_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def _march(wave: Tensor, gratings: Tensor, order: Sequence[int], step: Tensor) -> Tensor:
+    """Return the wave behind the stack, computed in two buffers that are used again at every slice."""
+    psi = torch.empty_like(torch.broadcast_to(wave, gratings[0].shape), memory_format=torch.contiguous_format)
+    psi.copy_(wave)
+    spectrum = torch.empty_like(psi)
     for u in order:
-        psi = transmit_propagate(psi, gratings[u], step)
+        psi.mul_(gratings[u])
+        fft2(psi, out=spectrum)
+        spectrum.mul_(step)
+        ifft2(spectrum, out=psi)
     return psi
 
 
 def all_waves(gratings: Tensor, order: Sequence[int], step: Tensor) -> Tensor:
-    """Return the waves in front of every slice and behind the last, shape (slices + 1, rows, columns)."""
+    """Return the waves in front of every slice and behind the last, (slices + 1, ..., rows, columns)."""
     out = torch.empty((len(order) + 1, *gratings.shape[1:]), dtype=gratings.dtype, device=gratings.device)
     out[0] = 1
     for j, u in enumerate(order):

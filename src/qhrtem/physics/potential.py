@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qhrtem.errors import InputError
 from qhrtem.grid import Grid, irfft2, rfft2
 from qhrtem.physics.electron import gamma, wavelength
 from qhrtem.physics.scattering import absorptive_form_factor, debye_waller, form_factor
@@ -36,11 +38,11 @@ class Species:
 
 @dataclass(frozen=True)
 class Thermal:
-    """How thermal motion enters the coherent wave."""
+    """How thermal motion enters the coherent wave; numbers, or 0-d tensors to differentiate by."""
 
-    b_scale: float = 1.0  # multiplies every B
-    absorption_scale: float = 1.0  # multiplies the thermal-diffuse absorptive form factor
-    proportional: float = 0.0  # adds this fraction of the real part as imaginary part
+    b_scale: float | Tensor = 1.0  # multiplies every B
+    absorption_scale: float | Tensor = 1.0  # multiplies the thermal-diffuse absorptive form factor
+    proportional: float | Tensor = 0.0  # adds this fraction of the real part as imaginary part
     rigid: bool = False  # no damping and no absorption (frozen phonons)
 
 
@@ -55,9 +57,23 @@ def radial_frequency(grid: Grid, half: bool = False) -> Tensor:
 
 
 def soft_band_limit(g: Tensor, grid: Grid) -> Tensor:
-    """Return a radial taper that falls smoothly to zero at the band limit, so that potentials do not ring."""
+    """Return a radial taper that falls smoothly to zero at the band limit, so that potentials do not ring.
+
+    With the potential itself limited, the transmission function needs no aperture of its own.
+    """
     limit = grid.band_limit()
     return 0.5 * torch.special.erfc((g / limit - 0.94) / 0.025)
+
+
+def nyquist_taper(g: Tensor, grid: Grid) -> Tensor:
+    """Return Dr. Probe's taper ½ - ½ tanh(30(g/g_N - 0.9)), g_N the smaller Nyquist frequency.
+
+    For transmission functions that are cut at the band limit afterwards (`multislice.band_limited`).
+    """
+    return 0.5 - 0.5 * torch.tanh(30 * (g / (1.5 * grid.band_limit()) - 0.9))
+
+
+TAPERS = {"soft": soft_band_limit, "nyquist": nyquist_taper}
 
 
 def phase_factor(
@@ -65,18 +81,31 @@ def phase_factor(
 ) -> Tensor:
     """Return the Fourier transform of an atom's complex phase σV (rad·Å²): λ(γ f_e exp(-Bg²/4) + i f').
 
-    g: 1/Å; energy: eV. The imaginary part is positive and damps the wave.
+    g: 1/Å, float64; energy: eV. Complex128; the imaginary part is positive and damps the wave.
     """
-    gn = g.cpu().numpy()
-    real = gamma(energy) * form_factor(species.element, gn, table)
-    imag = np.zeros_like(real)
+    elastic = gamma(energy) * form_factor(species.element, g, table)
+    return thermal_phase_factor(elastic, species, g, energy, thermal, table)
+
+
+def thermal_phase_factor(
+    elastic: Tensor, species: Species, g: Tensor, energy: float, thermal: Thermal, table: str
+) -> Tensor:
+    """Return `phase_factor` from the rigid atom's γ f_e (Å) at g."""
+    real, imag = elastic, torch.zeros_like(elastic)
     if not thermal.rigid:
         b = species.b_iso * thermal.b_scale
-        real = real * debye_waller(gn, b)
-        imag = thermal.absorption_scale * absorptive_form_factor(species.element, gn, b, energy, table)
-        imag = imag + thermal.proportional * real
-    value = wavelength(energy) * species.occupancy * (real + 1j * imag)
-    return torch.as_tensor(value, device=g.device)
+        real = real * debye_waller(g, b)
+        if _counts(thermal.absorption_scale):
+            absorbed = absorptive_form_factor(species.element, g, b, energy, table)
+            imag = thermal.absorption_scale * absorbed
+        if _counts(thermal.proportional):
+            imag = imag + thermal.proportional * real
+    return wavelength(energy) * species.occupancy * torch.complex(real, imag)
+
+
+def _counts(value: float | Tensor) -> bool:
+    """Return whether a factor differs from zero or its derivative is wanted."""
+    return isinstance(value, Tensor) or value != 0
 
 
 @lru_cache
@@ -112,27 +141,51 @@ def spread(position: Tensor, channel: Tensor, channels: int, weight: Tensor, gri
     index = channel[:, None, None] * (rows * cols) + y[:, :, None] * cols + x[:, None, :]
     amount = weight[:, None, None] * value[:, 0, :, None] * value[:, 1, None, :]
     out = torch.zeros(channels * rows * cols, dtype=amount.dtype, device=position.device)
-    return out.index_add(0, index.reshape(-1), amount.reshape(-1)).reshape(channels, rows, cols)
+    out.index_add_(0, index.reshape(-1), amount.reshape(-1))
+    return out.reshape(channels, rows, cols)
 
 
 class PhaseKernels:
     """Fourier-space phase kernels of all species on one grid, with the spreading kernel divided out."""
 
     def __init__(
-        self, grid: Grid, species: Sequence[Species], energy: float, thermal: Thermal, table: str = "lobato"
+        self,
+        grid: Grid,
+        species: Sequence[Species],
+        energy: float,
+        thermal: Thermal,
+        table: str = "lobato",
+        taper: str = "soft",
     ) -> None:
+        """energy: eV; table: of `scattering.TABLES`; taper: of `TAPERS`."""
         self.grid = grid
         self.species = tuple(species)
-        g = radial_frequency(grid, half=True)
-        area = grid.pixel[0] * grid.pixel[1]
+        self.energy, self.table = energy, table
+        self._g = radial_frequency(grid, half=True)
         spreading = (
             _kernel_transform(grid.shape[0], False, grid.device)[:, None]
             * _kernel_transform(grid.shape[1], True, grid.device)[None, :]
         )
-        taper = soft_band_limit(g, grid) / spreading / area
-        kernels = torch.stack([phase_factor(s, g, energy, thermal, table) * taper for s in species])
-        self.real = kernels.real.to(grid.dtype)
-        self.imag = kernels.imag.to(grid.dtype) if bool((kernels.imag != 0).any()) else None
+        self._shape = TAPERS[taper](self._g, grid) / spreading / (grid.pixel[0] * grid.pixel[1])
+        self._elastic = [gamma(energy) * form_factor(s.element, self._g, table) for s in self.species]
+        self._move(thermal)
+
+    def with_thermal(self, thermal: Thermal) -> PhaseKernels:
+        """Return the kernels for other thermal motion; what does not depend on it is shared."""
+        other = copy(self)
+        other._move(thermal)
+        return other
+
+    def _move(self, thermal: Thermal) -> None:
+        kernels = [
+            thermal_phase_factor(f, s, self._g, self.energy, thermal, self.table)
+            for f, s in zip(self._elastic, self.species, strict=True)
+        ]
+        parts = [(k.real * self._shape).to(self.grid.dtype) for k in kernels]
+        self.real = torch.stack(parts)
+        absorbs = any(k.requires_grad or bool((k.imag != 0).any()) for k in kernels)
+        parts = [(k.imag * self._shape).to(self.grid.dtype) for k in kernels] if absorbs else []
+        self.imag = torch.stack(parts) if absorbs else None
 
     def phases(
         self, position: Tensor, slice_index: Tensor, species_index: Tensor, weight: Tensor, slices: int
@@ -141,14 +194,18 @@ class PhaseKernels:
 
         position: (N, 2) y, x in Å; slice_index, species_index: (N,); weight: (N,) occupancy factor.
         """
+        if not bool(torch.isfinite(position).all()) or not bool(torch.isfinite(weight).all()):
+            raise InputError("atom positions (Å) and occupancies must be finite numbers, got nan or infinity")
         n = len(self.species)
         used, channel = torch.unique(slice_index * n + species_index, return_inverse=True)
-        density = rfft2(spread(position, channel, len(used), weight, self.grid))
+        density = rfft2(spread(position, channel, len(used), weight, self.grid).to(self.grid.dtype))
         owner, kind = used // n, used % n
         shape = (slices, *density.shape[1:])
-        total = torch.zeros(shape, dtype=density.dtype, device=density.device)
-        real = irfft2(total.index_add(0, owner, density * self.real[kind]), self.grid.shape)
+
+        def synthesis(kernels: Tensor) -> Tensor:
+            total = torch.zeros(shape, dtype=density.dtype, device=density.device)
+            return irfft2(total.index_add_(0, owner, density * kernels[kind]), self.grid.shape)
+
         if self.imag is None:
-            return real
-        imag = irfft2(total.index_add(0, owner, density * self.imag[kind]), self.grid.shape)
-        return torch.complex(real, imag)
+            return synthesis(self.real)
+        return torch.complex(synthesis(self.real), synthesis(self.imag))

@@ -16,7 +16,7 @@ from torch import Tensor
 from qhrtem.grid import fft2, good_size, ifft2
 from qhrtem.model.microscope import Microscope
 from qhrtem.physics.aberrations import chi, chi_gradient
-from qhrtem.physics.coherence import gauss_hermite
+from qhrtem.physics.coherence import equidistant
 from qhrtem.physics.electron import wavelength
 from qhrtem.physics.multislice import propagator, transmission
 from qhrtem.physics.potential import Thermal, phase_factor, soft_band_limit
@@ -53,9 +53,11 @@ class CellGrid:
 class RepeatedCell:
     """A perfect crystal in a given orientation; its image spectra at all thicknesses."""
 
-    def __init__(self, projection: Projection, frame_A: Floats, energy: float, slices: int) -> None:
+    def __init__(
+        self, projection: Projection, frame_A: Floats, energy: float, slices: int, table: str = "lobato"
+    ) -> None:
         """frame_A: crystal (x, y) @ frame_A = field (y, x) in Å; slices: greatest thickness."""
-        self.projection, self.energy, self.slices = projection, energy, slices
+        self.projection, self.energy, self.slices, self.table = projection, energy, slices, table
         self.repeat = tuple(_repeat(d, projection.period) for d in projection.depth)
         vectors = projection.vectors @ frame_A
         cell = np.diag(self.repeat) @ vectors  # rows: supercell vectors (y, x)
@@ -77,7 +79,7 @@ class RepeatedCell:
         p = self.projection
         species = distinct_species(p)
         taper = soft_band_limit(self.radius, self.grid)  # type: ignore[arg-type]
-        kernels = [phase_factor(s, self.radius, self.energy, thermal) * taper for s in species]
+        kernels = [phase_factor(s, self.radius, self.energy, thermal, self.table) * taper for s in species]
         h = torch.fft.fftfreq(self.grid.shape[0], 1 / self.grid.shape[0], dtype=torch.float64)[:, None]
         k = torch.fft.fftfreq(self.grid.shape[1], 1 / self.grid.shape[1], dtype=torch.float64)[None, :]
         spectrum = torch.zeros((p.slices, *self.grid.shape), dtype=torch.complex128)
@@ -130,7 +132,7 @@ class RepeatedCell:
         base = chi(self.grid, self.energy, m.coefficients())  # type: ignore[arg-type]
         gy, gx = chi_gradient(self.grid, self.energy, m.coefficients())  # type: ignore[arg-type]
         ky, kx = self.grid.frequencies()
-        focus, weight = gauss_hermite(m["focal_spread"], foci)
+        rule = equidistant(foci)
         rise = (centre - thickness) / 2 * self.projection.plane
         total = torch.zeros((len(thickness), *self.grid.shape), dtype=self.grid.dtype)
         chosen = spectra[torch.as_tensor(thickness - 1)]
@@ -140,7 +142,7 @@ class RepeatedCell:
         turn = torch.polar(torch.ones_like(extra * slide), extra * (slide - math.pi * lam * self.radius**2))
         chosen = chosen * turn.to(chosen.dtype)
         cells = self.grid.shape[0] * self.grid.shape[1]
-        for f, w in zip(focus, weight, strict=True):
+        for f, w in zip(rule.offset * m["focal_spread"], rule.weight, strict=True):
             slope2 = (gy + f * lam * ky) ** 2 + (gx + f * lam * kx) ** 2
             envelope = torch.exp(-((m["semi_convergence"] * math.pi / lam) ** 2) * slope2)
             transfer = torch.polar(envelope, -(base + math.pi * lam * f * self.radius**2)).to(chosen.dtype)
