@@ -13,13 +13,9 @@ from hypothesis import strategies as st
 
 import drprobe
 from crystals import projection
-from qhrtem.grid import fft2
-from qhrtem.model.diffuse import diffuse_image, displacement_pairs, frozen_phonon_image
+from qhrtem.model.diffuse import RigidModel, diffuse_image, displacement_pairs, frozen_phonon_image
 from qhrtem.model.forward import Field, ForwardModel
 from qhrtem.model.microscope import nominal
-from qhrtem.physics.coherence import intensity
-from qhrtem.physics.multislice import exit_wave, transmission
-from qhrtem.physics.potential import Thermal
 from qhrtem.specimen.columns import lattice_columns
 from slabs import Slab, slab
 
@@ -67,22 +63,10 @@ def test_the_average_agrees_with_plain_sampling(island: Slab) -> None:
     few = frozen_phonon_image(model, columns, m, 6, np.random.default_rng(1)).numpy()
     atoms = columns.atoms()
     sigma = np.sqrt(np.array([s.b_iso for s in columns.species])[atoms.species] / (8 * math.pi**2))
-    low = int(atoms.slice.min())
-    n = int(atoms.slice.max()) - low + 1
-    p = columns.projection
-    exit_z = p.origin + (low + n - 0.5) * p.plane
+    rigid = RigidModel(model, columns, m)
     rng = np.random.default_rng(2)
-    images = []
-    for _ in range(40):
-        moved = replace(
-            atoms, position=atoms.position + sigma[:, None] * rng.standard_normal((len(sigma), 2))
-        )
-        phases = model.phases(
-            columns, Thermal(rigid=True), moved, np.arange(len(sigma)), atoms.slice - low, n
-        )
-        wave = exit_wave(transmission(phases).to(torch.complex64), range(n), model.step(columns, m))
-        sharp = intensity(fft2(wave), model.transfer(m, exit_z))
-        images.append(model.detect(sharp, model.response(m)).numpy())
+    moves = (sigma[:, None] * rng.standard_normal((len(sigma), 2)) for _ in range(40))
+    images = [rigid.detect(rigid.sharp(u)).numpy() for u in moves]
     plain = np.mean(images, axis=0)
     error = np.std(images, axis=0) / math.sqrt(len(images))
     where = plain.std() * 0.3 < np.abs(plain - 1)

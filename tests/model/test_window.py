@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qhrtem.model.window import Move, SiteChange, Tangent, WindowModel
 from slabs import Slab, place, slab
 
-WIDE_A = 14.0
+WIDE_A = 14.0  # holds the tails of all changes
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ cancels their cross terms. A handful of configurations then reaches what plain s
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -20,14 +21,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qhrtem.grid import fft2
-from qhrtem.model.forward import ForwardModel
+from qhrtem.model.forward import ForwardModel, finer
 from qhrtem.model.microscope import Microscope
 from qhrtem.physics.coherence import intensity
-from qhrtem.physics.multislice import exit_wave, transmission
-from qhrtem.physics.potential import Thermal
+from qhrtem.physics.multislice import band_limited, exit_wave, transmission
+from qhrtem.physics.potential import PhaseKernels, Thermal
 from qhrtem.specimen.columns import AtomList, ColumnModel
 
 Floats = NDArray[np.float64]
+PHONON_PIXEL_A = 0.06  # coarsest sampling of waves through rigid atoms
 
 
 def displacement_pairs(atoms: AtomList, sigma: Floats, pairs: int, generator: np.random.Generator) -> Floats:
@@ -49,39 +51,80 @@ def displacement_pairs(atoms: AtomList, sigma: Floats, pairs: int, generator: np
     return out * sigma[None, :, None]
 
 
+class RigidModel:
+    """Images of one column model with its atoms displaced one by one.
+
+    Rigid atoms scatter much farther than Debye–Waller factors let them: at 0.09 Å with limited potentials the
+    image of 4.5 nm BaTiO3 [110] is 2 % of vacuum off. So waves are sampled finer than those of the coherent
+    image, and the transmission functions are cut instead of the potentials; at 0.06 Å that leaves 0.35 %.
+    """
+
+    def __init__(
+        self,
+        model: ForwardModel,
+        columns: ColumnModel,
+        microscope: Microscope,
+        pixel: float = PHONON_PIXEL_A,
+    ) -> None:
+        """pixel: coarsest sampling of the waves, Å."""
+        field = finer(model.field, pixel)
+        fine = ForwardModel(field, model.energy)
+        self.grid = field.grid
+        thermal = Thermal(rigid=True)
+        self.kernels = PhaseKernels(
+            self.grid, columns.species, model.energy, thermal, field.table, taper="nyquist"
+        )
+        self.atoms = columns.atoms()
+        low, high = int(self.atoms.slice.min()), int(self.atoms.slice.max())
+        self.slices = high - low + 1
+        device = self.grid.device
+        self._owner = torch.as_tensor(self.atoms.slice - low, device=device)
+        self._species = torch.as_tensor(self.atoms.species, device=device)
+        self._weight = torch.ones(len(self.atoms.z), dtype=torch.float64, device=device)
+        p = columns.projection
+        self._step = fine.step(columns, microscope)
+        self._transfer = fine.transfer(microscope, p.origin + (high + 0.5) * p.plane)
+        self._response = fine.response(microscope)
+        self._detect = fine.detect
+
+    def sharp(self, displacement: Floats) -> Tensor:
+        """Return the intensity on the wave grid with atoms moved by (N, 2) y, x in Å."""
+        position = torch.as_tensor(self.atoms.position + displacement, device=self.grid.device)
+        phases = self.kernels.phases(position, self._owner, self._species, self._weight, self.slices)
+        gratings = band_limited(transmission(phases).to(self.grid.complex_dtype), self.grid)
+        return intensity(fft2(exit_wave(gratings, range(self.slices), self._step)), self._transfer)
+
+    def detect(self, sharp: Tensor) -> Tensor:
+        """Return an intensity of the wave grid as the detector sees it."""
+        return self._detect(sharp, self._response)
+
+
 def frozen_phonon_image(
     model: ForwardModel,
     columns: ColumnModel,
     microscope: Microscope,
     pairs: int,
     generator: np.random.Generator,
+    workers: int = 1,
 ) -> Tensor:
     """Return the average image over 2·pairs displaced configurations, on the image grid, vacuum = 1.
 
     Displacements follow B of each species times the microscope's Debye–Waller scale (independent atoms).
+    workers: threads that share the configurations; the result does not depend on their number.
     """
-    atoms = columns.atoms()
-    b = np.array([s.b_iso for s in columns.species])[atoms.species] * microscope["b_scale"]
-    moves = displacement_pairs(atoms, np.sqrt(b / (8 * math.pi**2)), pairs, generator)
-    kernels = model.kernels(columns, Thermal(rigid=True))
-    grid = model.field.grid
-    low, high = int(atoms.slice.min()), int(atoms.slice.max())
-    owner = torch.as_tensor(atoms.slice - low)
-    species = torch.as_tensor(atoms.species)
-    weight = torch.ones(len(atoms.z), dtype=torch.float64)
-    p = columns.projection
-    exit_z = p.origin + (high + 0.5) * p.plane
-    step = model.step(columns, microscope)
-    transfer = model.transfer(microscope, exit_z)
-    total = torch.zeros(grid.shape, dtype=grid.dtype)
-    slices = high - low + 1
-    for u in moves:
-        for sign in (1, -1):
-            position = torch.as_tensor(atoms.position + sign * u)
-            phases = kernels.phases(position, owner, species, weight, slices)
-            gratings = transmission(phases).to(grid.complex_dtype)
-            total += intensity(fft2(exit_wave(gratings, range(slices), step)), transfer)
-    return model.detect(total / (2 * pairs), model.response(microscope))
+    rigid = RigidModel(model, columns, microscope)
+    b = np.array([s.b_iso for s in columns.species])[rigid.atoms.species] * microscope["b_scale"]
+    moves = displacement_pairs(rigid.atoms, np.sqrt(b / (8 * math.pi**2)), pairs, generator)
+    total = torch.zeros(rigid.grid.shape, dtype=rigid.grid.dtype, device=rigid.grid.device)
+
+    def both(move: Floats) -> Tensor:
+        with torch.inference_mode():
+            return rigid.sharp(move) + rigid.sharp(-move)
+
+    with ThreadPoolExecutor(workers) as pool:
+        for pair in pool.map(both, moves):
+            total += pair
+    return rigid.detect(total / (2 * pairs))
 
 
 def diffuse_image(
@@ -90,7 +133,8 @@ def diffuse_image(
     microscope: Microscope,
     pairs: int,
     generator: np.random.Generator,
+    workers: int = 1,
 ) -> Tensor:
     """Return what thermal diffuse scattering adds to the coherent image of `ForwardModel.image`."""
-    full = frozen_phonon_image(model, columns, microscope, pairs, generator)
+    full = frozen_phonon_image(model, columns, microscope, pairs, generator, workers)
     return full - model.image(columns, microscope)

@@ -7,7 +7,7 @@ detector grid (or an integer oversampling of it), so no image is ever interpolat
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,11 +15,17 @@ from torch import Tensor
 
 from qhrtem.errors import InputError
 from qhrtem.grid import Grid, fft2, irfft2, is_smooth, resample_half, rfft2
-from qhrtem.model.microscope import Microscope
-from qhrtem.physics.coherence import Transfer, focal_transfer, intensity
+from qhrtem.model.microscope import Imaging, Microscope
+from qhrtem.physics.coherence import (
+    Transfer,
+    focal_transfer,
+    full_intensity,
+    intensity,
+    quasi_coherent_transfer,
+)
 from qhrtem.physics.detector import half_frequencies, mtf_filter, mtf_from_samples, vibration_filter
 from qhrtem.physics.multislice import all_waves, exit_wave, propagator, transmission
-from qhrtem.physics.potential import PhaseKernels, Thermal
+from qhrtem.physics.potential import PhaseKernels, Species, Thermal
 from qhrtem.specimen.columns import AtomList, ColumnModel
 
 # Coarsest sampling of the waves: at 0.09 Å the image of 4.5 nm BaTiO3 [110] is converged to 0.04 % rms.
@@ -40,6 +46,8 @@ RATIOS = (
     (4, 1),
     (5, 1),
     (6, 1),
+    (8, 1),
+    (9, 1),
 )
 
 
@@ -91,6 +99,7 @@ def make_field(
     reference_z: float,
     device: str = "cpu",
     margin: float = MARGIN_A,
+    dtype: torch.dtype = torch.float32,
 ) -> Field:
     """Return the field around an image of `image_shape` pixels with pitch `pixel` (Å)."""
     if not 0.01 <= pixel <= 0.5:
@@ -102,10 +111,27 @@ def make_field(
     pad = math.ceil(margin / pixel)
     sizes = [paired_size(n + 2 * pad, up, down) for n in image_shape]
     wave = Grid(
-        (sizes[0] * up // down, sizes[1] * up // down), (pixel * down / up, pixel * down / up), device
+        (sizes[0] * up // down, sizes[1] * up // down), (pixel * down / up, pixel * down / up), device, dtype
     )
-    image = Grid((sizes[0], sizes[1]), (pixel, pixel), device)
+    image = Grid((sizes[0], sizes[1]), (pixel, pixel), device, dtype)
     return Field(wave, image, image_shape, (pad, pad), (up, down), reference_z)
+
+
+def finer(field: Field, pixel: float) -> Field:
+    """Return the same field with waves sampled at `pixel` Å or finer; images stay as they are."""
+    rows, cols = field.image_grid.shape
+    pitch = field.image_grid.pixel
+    for up, down in RATIOS:
+        fits = not (rows * up % (2 * down) or cols * up % (2 * down))
+        if fits and max(pitch) * down / up <= pixel and up * field.ratio[1] >= down * field.ratio[0]:
+            grid = Grid(
+                (rows * up // down, cols * up // down),
+                (pitch[0] * down / up, pitch[1] * down / up),
+                field.grid.device,
+                field.grid.dtype,
+            )
+            return replace(field, grid=grid, ratio=(up, down))
+    raise InputError(f"image pixels of {max(pitch):g} Å are too coarse for waves of {pixel:g} Å or finer")
 
 
 def paired_size(n: int, up: int, down: int) -> int:
@@ -127,26 +153,45 @@ class Stack:
 
 
 class ForwardModel:
-    """Exit waves and images of column models on one field; keeps phase kernels and recent stacks."""
+    """Exit waves and images of column models on one field; keeps phase kernels of recent thermal states.
+
+    Every method takes plain imaging parameters (`Microscope`) or differentiable ones (`MicroscopeTensor`).
+    """
 
     def __init__(self, field: Field, energy: float) -> None:
         self.field = field
         self.energy = energy
-        self._kernels: dict[tuple[object, ...], PhaseKernels] = {}
+        self._kernels: dict[tuple[Species, ...], dict[Thermal, PhaseKernels]] = {}
 
     def kernels(self, columns: ColumnModel, thermal: Thermal) -> PhaseKernels:
         """Return the phase kernels of the model's species."""
-        key = (columns.species, thermal)
-        if key not in self._kernels:
-            if len(self._kernels) > 4:
-                self._kernels.clear()
-            self._kernels[key] = PhaseKernels(
-                self.field.grid, columns.species, self.energy, thermal, self.field.table
+        recent = self._kernels.setdefault(columns.species, {})
+        if differentiable(thermal):
+            plain = self.kernels(columns, Thermal()) if not recent else next(iter(recent.values()))
+            return plain.with_thermal(thermal)
+        if thermal not in recent:
+            if len(recent) > 4:
+                recent.clear()
+            grid, table = self.field.grid, self.field.table
+            recent[thermal] = (
+                next(iter(recent.values())).with_thermal(thermal)
+                if recent
+                else PhaseKernels(grid, columns.species, self.energy, thermal, table)
             )
-        return self._kernels[key]
+        return recent[thermal]
 
-    def stack(self, columns: ColumnModel, thermal: Thermal) -> Stack:
-        """Return the transmission functions; slices that hold the same atoms are computed once."""
+    def stack(
+        self,
+        columns: ColumnModel,
+        thermal: Thermal,
+        shift: Tensor | None = None,
+        ends: Tensor | None = None,
+    ) -> Stack:
+        """Return the transmission functions; slices that hold the same atoms are computed once.
+
+        shift: (C, G, 2) y, x in Å, instead of the model's own displacements. ends: (C, 2) occupancy of the
+        first and last atom of each column, instead of one.
+        """
         atoms = columns.atoms()
         if not len(atoms.z):
             raise InputError("the column model holds no atoms; nothing to simulate")
@@ -155,17 +200,18 @@ class ForwardModel:
         order, pick, owner = [], [], []
         by_slice = np.argsort(atoms.slice, kind="stable")
         edges = np.searchsorted(atoms.slice[by_slice], np.arange(low, high + 2))
+        # With relaxed ends a slice also depends on which of its atoms are ends.
+        terminal = terminal_atoms(columns, atoms) if ends is not None else np.zeros(len(atoms.z), np.int64)
         for j in range(high - low + 1):
             members = by_slice[edges[j] : edges[j + 1]]
-            key = np.stack([atoms.column[members], atoms.group[members]]).tobytes()
+            key = np.stack([atoms.column[members], atoms.group[members], terminal[members]]).tobytes()
             if key not in contents:
                 contents[key] = len(contents)
                 pick.append(members)
                 owner.append(np.full(len(members), contents[key]))
             order.append(contents[key])
-        phases = self.phases(
-            columns, thermal, atoms, np.concatenate(pick), np.concatenate(owner), len(contents)
-        )
+        chosen, into = np.concatenate(pick), np.concatenate(owner)
+        phases = self.phases(columns, thermal, atoms, chosen, into, len(contents), shift, ends)
         p = columns.projection
         exit_z = p.origin + (high + 0.5) * p.plane
         return Stack(transmission(phases).to(self.field.grid.complex_dtype), tuple(order), low, exit_z)
@@ -178,56 +224,70 @@ class ForwardModel:
         pick: np.ndarray,
         owner: np.ndarray,
         n: int,
+        shift: Tensor | None = None,
+        ends: Tensor | None = None,
     ) -> Tensor:
         """Return the phase (n, rows, columns) of atoms `pick` of a list, each put into slice `owner`."""
-        grid = self.field.grid
+        device = self.field.grid.device
+        position = torch.as_tensor(atoms.position[pick], device=device)
+        weight = torch.ones(len(pick), dtype=torch.float64, device=device)
+        if shift is not None:
+            own = columns.shift[atoms.column[pick], atoms.group[pick]]
+            column, group = (torch.as_tensor(v[pick], device=device) for v in (atoms.column, atoms.group))
+            position = position - torch.as_tensor(own, device=device) + shift[column, group]
+        if ends is not None:
+            column = torch.as_tensor(atoms.column[pick], device=device)
+            terminal = torch.as_tensor(terminal_atoms(columns, atoms)[pick], device=device)
+            # A lone atom is both ends at once: bit 1 the first, bit 2 the last.
+            weight = torch.where((terminal & 1).bool(), weight * ends[column, 0], weight)
+            weight = torch.where((terminal & 2).bool(), weight * ends[column, 1], weight)
         return self.kernels(columns, thermal).phases(
-            torch.as_tensor(atoms.position[pick], device=grid.device),
-            torch.as_tensor(owner, device=grid.device),
-            torch.as_tensor(atoms.species[pick], device=grid.device),
-            torch.ones(len(pick), dtype=torch.float64, device=grid.device),
+            position,
+            torch.as_tensor(owner, device=device),
+            torch.as_tensor(atoms.species[pick], device=device),
+            weight,
             n,
         )
 
-    def step(self, columns: ColumnModel, microscope: Microscope) -> Tensor:
+    def step(self, columns: ColumnModel, microscope: Imaging) -> Tensor:
         """Return the propagator of one slice."""
         tilt = (microscope["tilt_x"], microscope["tilt_y"])
         return propagator(self.field.grid, columns.projection.plane, self.energy, tilt)
 
-    def exit_spectrum(self, columns: ColumnModel, microscope: Microscope) -> tuple[Tensor, float]:
+    def exit_spectrum(
+        self,
+        columns: ColumnModel,
+        microscope: Imaging,
+        shift: Tensor | None = None,
+        ends: Tensor | None = None,
+        checkpoint_every: int | None = None,
+    ) -> tuple[Tensor, float]:
         """Return the Fourier transform of the exit wave and the depth (Å) of the exit plane."""
-        stack = self.stack(columns, thermal_of(microscope))
-        return fft2(exit_wave(stack.gratings, stack.order, self.step(columns, microscope))), stack.exit_z
+        stack = self.stack(columns, thermal_of(microscope), shift, ends)
+        step = self.step(columns, microscope)
+        wave = exit_wave(stack.gratings, stack.order, step, checkpoint_every=checkpoint_every)
+        return fft2(wave), stack.exit_z
 
     def waves(self, columns: ColumnModel, microscope: Microscope) -> tuple[Stack, Tensor]:
         """Return the stack and the waves in front of every slice and behind the last."""
         stack = self.stack(columns, thermal_of(microscope))
         return stack, all_waves(stack.gratings, stack.order, self.step(columns, microscope))
 
-    def transfer(self, microscope: Microscope, exit_z: float, grid: Grid | None = None) -> Transfer:
+    def transfer(self, microscope: Imaging, exit_z: float, grid: Grid | None = None) -> Transfer:
         """Return the lens transfer for a wave at depth exit_z, on the field's grid or a window of it."""
         grid = grid or self.field.grid
         distance = self.field.reference_z - exit_z
-        base = focal_transfer(
-            grid,
-            self.energy,
-            microscope.coefficients(distance),
-            microscope["focal_spread"],
-            microscope["semi_convergence"],
-            self.field.foci,
-        )
+        base = focal_transfer(grid, microscope.lens(distance), self.field.foci)
+        tx, ty = (torch.as_tensor(microscope[t], device=grid.device) for t in ("tilt_x", "tilt_y"))
+        if not tx.requires_grad and float(tx) == float(ty) == 0:
+            return base
         # The frame that moves with tilted columns slides on through the vacuum below the exit plane.
         ky, kx = grid.frequencies()
-        slide = (
-            2
-            * math.pi
-            * distance
-            * (kx * math.tan(microscope["tilt_x"]) + ky * math.tan(microscope["tilt_y"]))
-        )
+        slide = 2 * math.pi * distance * (kx * torch.tan(tx) + ky * torch.tan(ty))
         keep = torch.polar(torch.ones_like(slide), slide).to(grid.complex_dtype)
         return Transfer(base.functions * keep, base.weights)
 
-    def response(self, microscope: Microscope, grid: Grid | None = None) -> Tensor:
+    def response(self, microscope: Imaging, grid: Grid | None = None) -> Tensor:
         """Return the linear response after the lens: vibration, shift, MTF and intensity scale."""
         grid = grid or self.field.image_grid
         m = microscope
@@ -239,9 +299,9 @@ class ForwardModel:
             out = out * mtf_from_samples(grid, q, value)
         ky, kx = half_frequencies(grid)
         phase = -2 * math.pi * (kx * m["shift_x"] + ky * m["shift_y"])
-        return (out * torch.polar(torch.ones_like(phase), phase)).to(grid.complex_dtype)
+        return torch.polar(out, phase).to(grid.complex_dtype)
 
-    def image_of(self, spectrum: Tensor, exit_z: float, microscope: Microscope) -> Tensor:
+    def image_of(self, spectrum: Tensor, exit_z: float, microscope: Imaging) -> Tensor:
         """Return the image on the image grid, vacuum = 1, of an exit-wave spectrum."""
         return self.detect(intensity(spectrum, self.transfer(microscope, exit_z)), self.response(microscope))
 
@@ -252,12 +312,60 @@ class ForwardModel:
         target = (source[0] * down // up, source[1] * down // up)
         return irfft2(resample_half(rfft2(sharp), source, target) * response, target)
 
-    def image(self, columns: ColumnModel, microscope: Microscope) -> Tensor:
-        """Return the image on the image grid, vacuum = 1, of a column model."""
-        spectrum, exit_z = self.exit_spectrum(columns, microscope)
+    def image(
+        self,
+        columns: ColumnModel,
+        microscope: Imaging,
+        shift: Tensor | None = None,
+        ends: Tensor | None = None,
+        checkpoint_every: int | None = None,
+    ) -> Tensor:
+        """Return the image on the image grid, vacuum = 1, of a column model.
+
+        Differentiable by shift (C, G, 2) in Å, ends (C, 2) occupancies and the values of a
+        `MicroscopeTensor`. checkpoint_every: slices between stored waves, to trade memory of the gradient for
+        time.
+        """
+        spectrum, exit_z = self.exit_spectrum(columns, microscope, shift, ends, checkpoint_every)
         return self.image_of(spectrum, exit_z, microscope)
 
+    def coherence_differences(
+        self, columns: ColumnModel, microscope: Microscope, foci: int = 11, source: int = 3
+    ) -> dict[str, float]:
+        """Return the rms by which other models of partial coherence differ from this one, of vacuum = 1.
 
-def thermal_of(microscope: Microscope) -> Thermal:
+        "full": the sum over `foci` and source² angles, which this model approximates; "quasi-coherent": a
+        single wave damped by both envelopes. Over the recorded image.
+        """
+        spectrum, exit_z = self.exit_spectrum(columns, microscope)
+        grid, response = self.field.grid, self.response(microscope)
+        lens = microscope.lens(self.field.reference_z - exit_z)
+        own = intensity(spectrum, focal_transfer(grid, lens, self.field.foci))
+        others = {
+            "full": full_intensity(spectrum, grid, lens, foci, source),
+            "quasi-coherent": intensity(spectrum, quasi_coherent_transfer(grid, lens)),
+        }
+        return {
+            name: float(self.field.crop(self.detect(other - own, response)).square().mean().sqrt())
+            for name, other in others.items()
+        }
+
+
+def terminal_atoms(columns: ColumnModel, atoms: AtomList) -> np.ndarray:
+    """Return (N,) which atoms end their column: 1 the first, 2 the last, 3 both, 0 neither."""
+    first = atoms.site == columns.first[atoms.column]
+    last = atoms.site == columns.last[atoms.column]
+    return first.astype(np.int64) + 2 * last.astype(np.int64)
+
+
+def thermal_of(microscope: Imaging) -> Thermal:
     """Return how thermal motion enters the coherent wave for these imaging parameters."""
-    return Thermal(round(microscope["b_scale"], 6), round(microscope["absorption"], 6))
+    b_scale, absorption = microscope["b_scale"], microscope["absorption"]
+    if isinstance(b_scale, Tensor):
+        return Thermal(b_scale, absorption)
+    return Thermal(round(b_scale, 6), round(absorption, 6))
+
+
+def differentiable(thermal: Thermal) -> bool:
+    """Return whether a thermal state holds tensors rather than numbers."""
+    return any(isinstance(v, Tensor) for v in (thermal.b_scale, thermal.absorption_scale))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from qhrtem.physics.aberrations import delocalisation
+from qhrtem.physics.lens import Lens
 
 
 @dataclass(frozen=True)
@@ -60,21 +64,65 @@ NAMES = tuple(p.name for p in PARAMETERS)
 INDEX = {name: i for i, name in enumerate(NAMES)}
 
 
+Mtf = tuple[float, float] | NDArray[np.float64]  # (a, b), or samples (2, N): q in cycles/pixel, value
+
+
+class Imaging:
+    """What plain and differentiable imaging parameters share; `energy` (eV) and values by name."""
+
+    energy: float
+    mtf: Mtf
+
+    def __getitem__(self, name: str) -> Any:
+        raise NotImplementedError
+
+    def coefficients(self, extra_focus: float = 0.0) -> dict[str, complex | Tensor]:
+        """Return the aberration coefficients in Å for `physics.aberrations`; extra_focus (Å) adds to C1."""
+        pairs = {"A1": "a1", "B2": "b2", "A2": "a2", "S3": "s3", "A3": "a3"}
+        out = {name: _complex(self[f"{key}_x"], self[f"{key}_y"]) for name, key in pairs.items()}
+        return {"C1": self["c1"] + extra_focus, **out, "C3": self["c3"], "C5": self["c5"]}
+
+    def lens(self, extra_focus: float = 0.0) -> Lens:
+        """Return the lens; extra_focus (Å) adds to C1."""
+        return Lens(
+            self.energy, self.coefficients(extra_focus), self["focal_spread"], self["semi_convergence"]
+        )
+
+
+def _complex(x: Any, y: Any) -> complex | Tensor:
+    return torch.complex(x, y) if isinstance(x, Tensor) else complex(x, y)
+
+
 @dataclass(frozen=True)
-class Microscope:
+class MicroscopeTensor(Imaging):
+    """Imaging parameters as one tensor, to differentiate an image by them."""
+
+    energy: float  # eV
+    values: Tensor  # (P,) float64 in the order of PARAMETERS
+    mtf: Mtf = (1.0, 1.0)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.values[INDEX[name]]
+
+
+@dataclass(frozen=True)
+class Microscope(Imaging):
     """Imaging parameters of one micrograph (Å, rad; C1 refers to the lower face of the simulated box)."""
 
     energy: float  # eV
     values: NDArray[np.float64]  # (P,) in the order of PARAMETERS
     mean: NDArray[np.float64]  # (P,) prior means
     sigma: NDArray[np.float64]  # (P,) prior standard deviations; 0 = held fixed
-    mtf: tuple[float, float] | NDArray[np.float64] = (
-        1.0,
-        1.0,
-    )  # (a, b), or samples (2, N): q in cycles/pixel, value
+    mtf: Mtf = (1.0, 1.0)
 
     def __getitem__(self, name: str) -> float:
         return float(self.values[INDEX[name]])
+
+    def differentiable(self) -> MicroscopeTensor:
+        """Return the same values as a tensor that records gradients."""
+        return MicroscopeTensor(
+            self.energy, torch.tensor(self.values, dtype=torch.float64, requires_grad=True), self.mtf
+        )
 
     def with_values(self, **changes: float) -> Microscope:
         """Return the microscope with some parameters changed."""
@@ -88,20 +136,6 @@ class Microscope:
         values = self.values.copy()
         values[index] = value
         return replace(self, values=values)
-
-    def coefficients(self, extra_focus: float = 0.0) -> dict[str, complex]:
-        """Return the aberration coefficients in Å for `physics.aberrations`; extra_focus (Å) adds to C1."""
-        v = self
-        return {
-            "C1": v["c1"] + extra_focus,
-            "A1": complex(v["a1_x"], v["a1_y"]),
-            "B2": complex(v["b2_x"], v["b2_y"]),
-            "A2": complex(v["a2_x"], v["a2_y"]),
-            "C3": v["c3"],
-            "S3": complex(v["s3_x"], v["s3_y"]),
-            "A3": complex(v["a3_x"], v["a3_y"]),
-            "C5": v["c5"],
-        }
 
     def delocalisation(self) -> float:
         """Return how far (Å) the lens carries 1 Å detail sideways beyond that of a well-tuned instrument."""

@@ -204,7 +204,7 @@ def eligible(start: Start) -> set[int]:
 
 def corrected(bench: Bench, state: State, pairs: int, generator: np.random.Generator) -> State:
     """Return the state with its thermal diffuse correction computed anew."""
-    diffuse = diffuse_image(bench.model, state.columns, state.microscope, pairs, generator)
+    diffuse = diffuse_image(bench.model, state.columns, state.microscope, pairs, generator, bench.workers)
     return replace(state, diffuse=diffuse)
 
 
@@ -259,19 +259,26 @@ def other_thicknesses(
     rejected: dict[str, int],
     log: _Log,
 ) -> tuple[State, tuple[float, ...]]:
-    """Return the best state among thicker and thinner specimens, and how far (χ²) the others are behind."""
+    """Return the best state among thicker and thinner specimens, and how far (χ²) the others are behind.
+
+    Both neighbours are fitted before one is chosen: a state that has not converged loses against either.
+    """
     cost = basin_cost(bench, state, lens, surface)
     behind: list[float] = []
-    for direction in (1, -1):
-        for _ in range(MOST_PERIODS):
+    directions: tuple[int, ...] = (1, -1)
+    for _ in range(MOST_PERIODS):
+        tried = []
+        for direction in directions:
             trial, value = explore(bench, state, direction, lens, surface, support, rejected, cost)
             note = f"{'thicker' if direction > 0 else 'thinner'} by a period: Δχ² {value - cost:+.0f}"
             log("counts", bench.chi2(trial), note)
-            if value >= cost:
-                behind.append(value - cost)
-                break
-            behind.append(cost - value)
-            state, cost = trial, value
+            tried.append((value, direction, trial))
+        value, direction, trial = min(tried, key=lambda t: t[0])
+        behind += [max(value, other) - min(value, cost) for other, *_ in tried if other != value]
+        behind.append(abs(value - cost))
+        if value >= cost:
+            break
+        state, cost, directions = trial, value, (direction,)
     return state, tuple(behind)
 
 

@@ -79,8 +79,19 @@ def make_twin(
             *notes,
             f"Misfit that varies on the scale of a column is {inflation:.2f} times what shot noise gives; "
             "all error bars include this factor.",
+            _coherence_note(bench, state),
         ),
         provenance=_provenance(plan, micrograph),
+    )
+
+
+def _coherence_note(bench: Bench, state: State) -> str:
+    """Return how much the treatment of partial coherence matters in this image."""
+    differs = bench.model.coherence_differences(state.columns, state.microscope)
+    return (
+        f"Partial coherence is summed over {bench.model.field.foci} foci with the source as an envelope; "
+        f"the full sum over focus and source angle differs by {differs['full']:.2%} of vacuum (rms), "
+        f"a quasi-coherent image by {differs['quasi-coherent']:.2%}."
     )
 
 

@@ -1,0 +1,28 @@
+"""Settings of the process that a command runs in; a library user decides on these for himself."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import torch
+
+# <malloc.h> of the GNU C library.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEEP_BLOCKS = 32 * 1024 * 1024  # bytes; the largest threshold it accepts on 64-bit systems
+KEEP_HEAP = 2**31 - 1  # bytes
+
+
+def prepare() -> None:
+    """Give transforms one thread each and let the allocator keep freed memory.
+
+    Threads inside a small transform wait for each other when cores are shared, so parallel work is spread
+    over columns instead. A wave of some megabytes that goes back to the system at every step costs as much in
+    page faults as its transform does.
+    """
+    torch.set_num_threads(1)
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent outside the GNU C library
+        if mallopt is not None:
+            mallopt(M_MMAP_THRESHOLD, KEEP_BLOCKS)
+            mallopt(M_TRIM_THRESHOLD, KEEP_HEAP)
