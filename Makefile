@@ -4,13 +4,15 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 RUN    ?= demo_run
+REFERENCE ?= ../shared/reference/drprobe
 
-.PHONY: help venv demo test lint clean
+.PHONY: help venv demo test lint bench-forward clean
 
 help:
 	@echo "make demo   fit the bundled image and score the result (about 15 minutes the first time)"
 	@echo "make test   run all tests"
 	@echo "make lint   ruff, mypy and the import layers"
+	@echo "make bench-forward   cost and agreement of the simulator, written to benchmarks/*.md"
 	@echo "make venv   only the virtual environment in $(VENV)"
 
 venv: $(STAMP)
@@ -39,6 +41,12 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_layers.py
+
+# Tables that need more than the repository (reference data, abTEM) say so where it is missing.
+bench-forward: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/forward.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/thermal.py
+	test ! -d $(REFERENCE) || OMP_NUM_THREADS=1 $(BIN)/python benchmarks/drprobe_agreement.py --folder $(REFERENCE)
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache demo_run

@@ -5,6 +5,7 @@ to draw, by one that leaves its files. Reading, run folder and result files are 
 """
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -291,4 +292,106 @@ def test_help_comes_at_once_and_names_every_command():
         check=True,
         env={**os.environ, "COLUMNS": "100"},
     )
-    assert all(command in done.stdout for command in ("fit", "demo", "inspect", "report"))
+    assert all(command in done.stdout for command in ("fit", "demo", "inspect", "simulate", "report"))
+
+
+PHANTOM = f"""
+[image]
+path = "unused.tif"
+pixel_size_A = 0.15
+[microscope]
+high_tension_kV = 300.0
+[structure]
+path = '{CIF}'
+zone_axis = [1, 1, 0]
+[simulate]
+field_nm = [2.4, 1.6]
+thickness_nm = 1.2
+"""
+
+
+def phantom_plan(folder, old="", new=""):
+    assert old in PHANTOM
+    (folder / "plan.toml").write_text(PHANTOM.replace(old, new) if old else PHANTOM, "utf-8")
+    return folder / "plan.toml"
+
+
+def test_simulate_leaves_an_image_that_can_be_inspected(tmp_path):
+    plan = phantom_plan(tmp_path)
+    text = run("simulate", plan, "--out", tmp_path / "a.tif", "--dose", "1e5", "--seed", "3").stdout
+    assert "107 × 160 pixels of 0.15 Å" in text
+    assert {p.name for p in tmp_path.iterdir()} == {"plan.toml", "a.tif", "a.json", "a.columns.csv"}
+    facts = json.loads((tmp_path / "a.json").read_text("utf-8"))
+    assert facts["parameters"]["dose_e_per_A2"] == {"value": 1e5, "source": "command line"}
+    assert facts["parameters"]["seed"] == {"value": 3, "source": "command line"}
+    assert facts["parameters"]["thickness_nm"] == {"value": 1.2, "source": "plan"}
+    seen = run("inspect", tmp_path / "a.tif").stdout
+    assert "107 rows × 160 columns" in seen
+    assert "0.15 Å" in seen
+
+
+def test_a_phantom_is_read_by_a_fit_of_the_same_plan(fit, tmp_path):
+    plan = phantom_plan(tmp_path, "unused.tif", "phantom.tif")
+    run("simulate", plan, "--out", tmp_path / "phantom.tif")
+    seen = []
+
+    def fit_image(plan, raw, crystal, progress):
+        seen.append((raw.counts.shape, raw.pixel_size_A, plan.simulate.thickness_nm))
+        return make_twin(2, 3)
+
+    fit(None)
+    sys.modules["qhrtem.stages.pipeline"].fit_image = fit_image
+    run("fit", plan, "--out", tmp_path / "run")
+    assert seen == [((107, 160), pytest.approx((0.15, 0.15)), 1.2)]
+
+
+def test_simulate_is_the_same_for_the_same_seed_and_never_overwrites(tmp_path):
+    plan = phantom_plan(tmp_path)
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run("simulate", plan, "--out", tmp_path / f"{name}.tif", "--seed", seed)
+    counts = [tifffile.imread(tmp_path / f"{n}.tif") for n in "abc"]
+    assert np.array_equal(counts[0], counts[1])
+    assert not np.array_equal(counts[0], counts[2])
+    assert "--force" in refusal("simulate", plan, "--out", tmp_path / "a.tif", code=2)
+    run("simulate", plan, "--out", tmp_path / "a.tif", "--seed", 2, "--force")
+    assert np.array_equal(tifffile.imread(tmp_path / "a.tif"), counts[2])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words", "code", "expected"),
+    [
+        ("thickness_nm = 1.2", "thickness_nm = 0.001", [], 2, "was it given in µm?"),
+        ("thickness_nm", "thickness_A", [], 2, "did you mean 'thickness_nm'"),
+        (str(CIF), "/gone.cif", [], 3, "gone.cif"),
+        ("", "", ["--engine", "jems"], 2, "must be 'qhrtem', 'abtem' or 'drprobe'"),
+        ("", "", ["--engine", "drprobe"], 5, "needs Dr. Probe's command line tools"),
+        ("", "", ["--mode", "linear"], 2, "must be 'focal' or 'full'"),
+        ("[1, 1, 0]", "[0, 0, 0]", [], 2, "must be a direction"),
+    ],
+)
+def test_simulate_refuses_in_one_line_and_writes_nothing(
+    tmp_path, monkeypatch, old, new, words, code, expected
+):
+    monkeypatch.setenv("QHRTEM_DRPROBE", str(tmp_path))
+    plan = phantom_plan(tmp_path, old, new)
+    assert expected in refusal("simulate", plan, "--out", tmp_path / "a.tif", *words, code=code)
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.toml"]
+
+
+def test_simulate_refuses_what_is_neither_plan_nor_run(tmp_path):
+    out = tmp_path / "a.tif"
+    assert "not a run folder" in refusal("simulate", tmp_path, "--out", out, code=2)
+    assert "PLAN.toml, or the folder" in refusal("simulate", IMAGE, "--out", out, code=2)
+    assert "cannot be read" in refusal("simulate", tmp_path / "no.toml", "--out", out, code=2)
+    assert "must be a TIFF" in refusal("simulate", DEMO_PLAN, "--out", tmp_path / "a.png", code=2)
+
+
+def test_simulate_a_run_anew(fit, tmp_path):
+    fit(make_twin(2, 3))
+    run("demo", "--out", tmp_path / "run")
+    text = run("simulate", tmp_path / "run", "--out", tmp_path / "a.tif", "--phonons", "0").stdout
+    assert "from the run's image" in text
+    assert "% of vacuum" in text
+    facts = json.loads((tmp_path / "a.json").read_text("utf-8"))
+    assert set(facts["rms_over_crystal_in_units_of_vacuum"]) >= {"from the run's image"}
+    assert tifffile.imread(tmp_path / "a.tif").dtype == np.float32

@@ -220,3 +220,58 @@ def test_unreadable_plan_file_is_explained(tmp_path, content, words):
         file.write_bytes(content)
     with pytest.raises(PlanError, match="broken.toml: .*" + words):
         load_plan(file)
+
+
+def test_simulate_has_defaults_and_survives_a_dump(tmp_path):
+    file = tmp_path / "plan.toml"
+    given = {
+        "shape": "wedge",
+        "wedge_mrad": 300,
+        "field_nm": [5, 4.5],
+        "thickness_slices": 12,
+        "c1_nm": 6.0,
+        "a1_nm": [1.0, -2.0],
+        "phonon_configurations": 8,
+        "mode": "full",
+    }
+    plan = plan_from_tables({**tables(), "simulate": given})
+    assert plan.simulate.field_nm == (5.0, 4.5)
+    assert plan.simulate.dose_e_per_A2 == 1e4
+    assert (plan.simulate.engine, plan.simulate.seed) == ("qhrtem", None)
+    file.write_text(dump_plan(plan), encoding="utf-8")
+    assert load_plan(file) == plan
+    assert plan_from_tables(tables()).simulate is None
+    assert "[simulate]" not in dump_plan(plan_from_tables(tables()))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"shape": "cube"}, "[simulate] shape must be 'slab', 'edge' or 'wedge', got 'cube'"),
+        ({"shape": "wedge"}, "wedge_mrad is required for the shape wedge"),
+        ({"wedge_mrad": 300.0}, 'wedge_mrad needs shape = "wedge"'),
+        ({"thickness_nm": 3.0, "thickness_slices": 8}, "thickness_nm or thickness_slices, got both"),
+        ({"thickness_nm": 400.0}, "thickness_nm must be 0.2 to 100 nm, got 400; was it given in Å?"),
+        ({"shape": "slab", "vacuum_nm": 1.0}, "vacuum_nm needs shape"),
+        ({"vacuum_nm": 3.9}, "must leave 0.5 nm of the field"),
+        ({"field_nm": [40.0]}, "field_nm must be a pair [x, y]"),
+        ({"thickness_slices": 0}, "thickness_slices must be greater than or equal to 1, got 0"),
+        ({"dose_e_per_A2": -1.0}, "dose_e_per_A2 must be 0 to 1e+08 electrons/Å²"),
+        ({"defocus_nm": 3.0}, "unknown key 'defocus_nm' in [simulate]"),
+        ({"engine": "jems"}, "engine must be 'qhrtem', 'abtem' or 'drprobe'"),
+        ({"c1_nm": "6"}, "c1_nm must be a valid number"),
+    ],
+)
+def test_simulate_refuses_what_it_cannot_mean(given, words):
+    with pytest.raises(PlanError) as caught:
+        plan_from_tables({**tables(), "simulate": given}, "my.toml")
+    message = str(caught.value)
+    assert message.startswith("my.toml: [simulate]") or message.startswith("my.toml: unknown key")
+    assert words in message
+    assert "\n" not in message
+
+
+def test_the_example_of_a_phantom_is_a_valid_plan():
+    plan = load_plan(Path(__file__).parents[1] / "examples" / "phantom.toml")
+    assert plan.structure.path.is_file()
+    assert plan.simulate.shape == "wedge"

@@ -1,4 +1,4 @@
-"""The command line: `qhrtem fit`, `demo`, `inspect`, `report`.
+"""The command line: `qhrtem fit`, `demo`, `inspect`, `simulate`, `report`.
 
 Commands import what they need when they run, so that help comes at once. Every expected failure ends with one
 red line on standard error and the exit code of its kind; see `qhrtem.errors`.
@@ -13,10 +13,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar, cast
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from qhrtem.errors import Interrupted, PlanError, QhrtemError, QualityError
@@ -146,6 +147,39 @@ def inspect(
 
 @app.command()
 @explained
+def simulate(
+    source: Annotated[
+        Path, typer.Argument(help="PLAN.toml, or the folder of a finished run.", metavar="PLAN|RUN")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="TIFF file; parameters and columns go beside it.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier --out.")] = False,
+    engine: Annotated[str | None, typer.Option(help="qhrtem, abtem or drprobe.")] = None,
+    seed: Seed = None,
+    dose: Annotated[float | None, typer.Option(help="Electrons per Å², 0 for no noise.", min=0)] = None,
+    phonons: Annotated[
+        int | None, typer.Option(help="Frozen-phonon configurations, 0 for one damped wave.", min=0)
+    ] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="focal: sum over focus; full: over source angle too.")
+    ] = None,
+) -> None:
+    """Make the image of a known specimen from a plan, or simulate a fitted run anew by another program."""
+    from qhrtem.simulate.files import check_out
+
+    check_out(out, force)
+    if source.is_dir():
+        _simulate_run(source, out, engine or "qhrtem", seed or 0, dose or 0.0, phonons, mode or "focal")
+        return
+    if not _is_plan(source):
+        raise PlanError(f"{source}: give a PLAN.toml, or the folder of a finished run")
+    asked = {"engine": engine, "seed": seed, "dose_e_per_A2": dose, "mode": mode}
+    asked |= {"phonon_configurations": phonons}
+    given = {k: v for k, v in asked.items() if v is not None}
+    _simulate_plan(_plan(source, {"image": {"path": out}, "simulate": given}), out, frozenset(given))
+
+
+@app.command()
+@explained
 def report(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
     """Write the report and the figures of a finished run anew."""
     from qhrtem.io.twin import read_twin
@@ -173,13 +207,11 @@ def run_fit(plan: Plan, out: Path, force: bool = False) -> Twin:
     raw, crystal = _read(plan), read_cif(plan.structure.path)
 
     # The numerics take seconds to import: after the inputs are known to be good, before anything is written.
-    import torch
-
     from qhrtem.io.twin import write_results
+    from qhrtem.run.process import prepare
     from qhrtem.stages.pipeline import fit_image
 
-    # Columns are spread over threads; threads inside each small transform would only wait for one another.
-    torch.set_num_threads(1)
+    prepare()
     folder = create_run(out, force)
     console = Console()
     try:
@@ -211,6 +243,73 @@ def _write_report(twin: Twin, folder: Path) -> None:
     figures = figures_of(twin)
     save_figures(twin, folder / "figures", figures)
     write_report(twin, folder, figures)
+
+
+def _simulate_plan(plan: Plan, out: Path, options: frozenset[str]) -> None:
+    from qhrtem.plan import SimulatePlan
+    from qhrtem.specimen.crystal import read_cif
+
+    asked = plan.simulate or SimulatePlan()
+    crystal = read_cif(plan.structure.path)
+
+    from qhrtem.engines.protocol import engine_named
+    from qhrtem.run.process import prepare
+    from qhrtem.simulate.files import write_simulation
+    from qhrtem.simulate.phantom import make_phantom
+
+    prepare()
+    console = Console()
+    with _counting(asked.phonon_configurations) as progress:
+        made = make_phantom(plan, crystal, engine_named(asked.engine), options, progress)
+    write_simulation(out, made.counts, made.pixel_size_A, made.facts, made.columns)
+    for note in made.facts["notes"]:
+        print_warning(console, note)
+    rows, cols = made.counts.shape
+    _print_rows(
+        console,
+        ("image", f"{out}, {rows} × {cols} pixels of {made.pixel_size_A:.5g} Å"),
+        ("columns", f"{len(made.columns.kind)}, {made.facts['atoms']} atoms in the simulated area"),
+        ("vacuum", f"{made.facts['vacuum_counts']:.6g} counts"),
+        ("beside it", f"{out.with_suffix('.json').name}, {out.with_suffix('.columns.csv').name}"),
+    )
+
+
+def _simulate_run(
+    run: Path, out: Path, name: str, seed: int, dose: float, phonons: int | None, mode: str
+) -> None:
+    from qhrtem.run.folder import open_run
+
+    folder = open_run(run)
+
+    from qhrtem.engines.protocol import engine_named
+    from qhrtem.run.process import prepare
+    from qhrtem.simulate.again import PHONONS, counts_of, simulate_again
+    from qhrtem.simulate.files import write_simulation
+
+    prepare()
+    count = PHONONS if phonons is None else phonons
+    coherence = cast(Literal["focal", "full"], mode)  # checked with the job
+    reference = None if name == "qhrtem" else engine_named("qhrtem")
+    with _counting(count) as progress:
+        again = simulate_again(folder.path, engine_named(name), count, coherence, seed, progress, reference)
+    counts, facts = counts_of(again, dose, seed)
+    write_simulation(out, counts, again.twin.pixel_size_A, facts, again.twin.columns)
+    differences = [(f"differs {k}", f"{100 * v:.3g} % of vacuum") for k, v in again.differences.items()]
+    _print_rows(Console(), ("image", str(out)), *differences)
+
+
+@contextmanager
+def _counting(configurations: int) -> Iterator[Callable[[int], None]]:
+    """Show on a terminal how far a simulation is; give what is to be told the configurations done."""
+    with Console(stderr=True).status("simulating") as status:
+        yield lambda done: status.update(f"simulating, {done} of {configurations} configurations")
+
+
+def _print_rows(console: Console, *rows: tuple[str, str]) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(escape(text) for text in row))
+    console.print(table)
 
 
 def _read(plan: Plan) -> RawImage:

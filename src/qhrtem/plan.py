@@ -1,8 +1,9 @@
 """Plan: what was asked, in the units users write, checked before any work starts.
 
-A plan is a TOML file of four tables, `[image]`, `[microscope]`, `[structure]` and `[run]`. Every key carries
-its unit. What is left out is found from the image or assumed, and the report says which. Conversion to the
-internal units (Å, rad) happens once, in `qhrtem.model.microscope`; here a number stays as it was written.
+A plan is a TOML file of four tables, `[image]`, `[microscope]`, `[structure]` and `[run]`; a fifth,
+`[simulate]`, describes a phantom to be made. Every key carries its unit. What is left out is found from the
+image or assumed, and the report says which. Conversion to the internal units (Å, rad) happens once, in
+`qhrtem.model.microscope`; here a number stays as it was written.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -61,6 +62,7 @@ _SemiConvergence = Annotated[
     _Number, _within(0.005, 10.0, "mrad", "was it given in rad?", "was it given in µrad?")
 ]
 _Vibration = Annotated[_Number, _within(0.0, 200.0, "pm", above="was it given in fm?")]
+_C5 = Annotated[_Number, _within(-1000.0, 1000.0, "mm", "was it given in µm?", "was it given in µm?")]
 _Tilt = Annotated[_Number, _within(-50.0, 50.0, "mrad", "was it given in µrad?", "was it given in µrad?")]
 
 
@@ -157,6 +159,63 @@ class RunPlan(_Table):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
 
 
+_Field = Annotated[_Number, _within(1.0, 100.0, "nm", above="was it given in Å?")]
+_Thickness = Annotated[_Number, _within(0.2, 100.0, "nm", "was it given in µm?", "was it given in Å?")]
+_Vacuum = Annotated[_Number, _within(0.0, 50.0, "nm", above="was it given in Å?")]
+_Wedge = Annotated[_Number, _within(1.0, 1400.0, "mrad", "was it given in rad?", "was it given in µrad?")]
+_Rotation = Annotated[_Number, _within(-180.0, 180.0, "degrees")]
+_Dose = Annotated[_Number, _within(0.0, 1e8, "electrons/Å²")]
+
+
+class SimulatePlan(_Table):
+    """The phantom that `qhrtem simulate` makes; a fit does not look at it.
+
+    The lens is as given here, else as in `[microscope]`, else that of a tuned instrument.
+    """
+
+    engine: Literal["qhrtem", "abtem", "drprobe"] = "qhrtem"
+    mode: Literal["focal", "full"] = "focal"  # sum over focus, or over focus and source angle
+    shape: Literal["slab", "edge", "wedge"] = "edge"  # without vacuum, or with vacuum on the left
+    field_nm: tuple[_Field, _Field] = (4.0, 4.0)  # width, height of the image
+    thickness_nm: _Thickness | None = None  # 4 nm where left out; of a wedge at its thin end
+    thickness_slices: Annotated[int, Strict(), Field(ge=1, le=999)] | None = None  # instead of thickness_nm
+    wedge_mrad: _Wedge | None = None  # angle between the faces of a wedge
+    vacuum_nm: _Vacuum | None = None  # width of the vacuum, a fifth of the field where left out
+    rotation_deg: _Rotation = 0.0  # of the crystal in the image, from columns towards rows
+    dose_e_per_A2: _Dose = 1e4  # 0 = no noise
+    phonon_configurations: Annotated[int, Strict(), Field(ge=0, le=10000)] = 0  # 0 = damping and absorption
+    seed: Annotated[int, Strict(), Field(ge=0, lt=2**63)] | None = None  # that of [run] where left out
+    c1_nm: _Defocus | None = None  # positive = overfocus, from the specimen's exit plane
+    a1_nm: tuple[_Axial, _Axial] | None = None
+    b2_nm: tuple[_Axial, _Axial] | None = None
+    a2_nm: tuple[_Axial, _Axial] | None = None
+    c3_um: _C3 | None = None
+    s3_um: tuple[_C3, _C3] | None = None
+    a3_um: tuple[_C3, _C3] | None = None
+    c5_mm: _C5 | None = None
+    focal_spread_nm: _FocalSpread | None = None  # one standard deviation
+    semi_convergence_mrad: _SemiConvergence | None = None  # 1/e half angle
+    vibration_pm: tuple[_Vibration, _Vibration] | None = None  # one standard deviation along x, y
+    mistilt_mrad: tuple[_Tilt, _Tilt] | None = None  # along x, y
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> Self:
+        if self.thickness_nm is not None and self.thickness_slices is not None:
+            raise ValueError("takes thickness_nm or thickness_slices, got both; leave one out")
+        if self.shape == "wedge" and self.wedge_mrad is None:
+            raise ValueError("wedge_mrad is required for the shape wedge, e.g. 300.0")
+        if self.shape != "wedge" and self.wedge_mrad is not None:
+            raise ValueError(f'wedge_mrad needs shape = "wedge", got shape = "{self.shape}"')
+        if self.shape == "slab" and self.vacuum_nm:
+            raise ValueError('vacuum_nm needs shape = "edge" or "wedge", got shape = "slab"')
+        if self.vacuum_nm is not None and self.vacuum_nm > self.field_nm[0] - 0.5:
+            raise ValueError(
+                f"vacuum_nm must leave 0.5 nm of the field to the crystal, got {self.vacuum_nm:g} of "
+                f"{self.field_nm[0]:g} nm"
+            )
+        return self
+
+
 class Plan(_Table):
     """Everything that was asked of one fit; paths are absolute once loaded from a file."""
 
@@ -164,6 +223,7 @@ class Plan(_Table):
     microscope: MicroscopePlan
     structure: StructurePlan
     run: RunPlan = RunPlan()
+    simulate: SimulatePlan | None = None
 
 
 _KINDS: dict[str, type[_Table]] = {
@@ -171,6 +231,7 @@ _KINDS: dict[str, type[_Table]] = {
     "microscope": MicroscopePlan,
     "structure": StructurePlan,
     "run": RunPlan,
+    "simulate": SimulatePlan,
 }
 
 
@@ -205,6 +266,8 @@ def dump_plan(plan: Plan) -> str:
     """Return the plan as TOML that `load_plan` reads back to an equal plan; what is unknown is left out."""
     lines = []
     for name in _KINDS:
+        if getattr(plan, name) is None:
+            continue
         lines.append(f"[{name}]")
         for key, value in getattr(plan, name):
             if value is not None:
