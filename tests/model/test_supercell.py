@@ -14,11 +14,11 @@ import torch
 import drprobe
 from qhrtem.errors import PlanError
 from qhrtem.grid import Grid, fft2, ifft2
-from qhrtem.model.supercell import SupercellModel, check_aperture, grid_of
+from qhrtem.model.supercell import SupercellModel, grid_of
 from qhrtem.physics.coherence import focal_transfer, intensity
 from qhrtem.physics.drprobe import object_tilt
 from qhrtem.physics.electron import gamma, potential_per_scattering_factor, wavelength
-from qhrtem.physics.lens import Aperture, Lens
+from qhrtem.physics.lens import Aperture, Lens, check_aperture
 from qhrtem.physics.multislice import exit_wave, propagator, transmission
 from qhrtem.physics.potential import Thermal
 from qhrtem.specimen.supercell import (

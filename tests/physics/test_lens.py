@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from qhrtem.errors import InputError, PlanError
+from qhrtem.errors import PlanError
 from qhrtem.grid import Grid
 from qhrtem.physics.coherence import focal_transfer
 from qhrtem.physics.electron import wavelength
@@ -44,7 +44,7 @@ def test_an_aperture_that_cannot_be() -> None:
 def test_sampling_too_coarse_for_the_aperture_is_refused() -> None:
     passed = wavelength(ENERGY) * GRID.band_limit()
     focal_transfer(GRID, Lens(ENERGY, aperture=Aperture(0.9 * passed)))
-    with pytest.raises(InputError, match=r"sample at 0\.0\d+ Å or finer"):
+    with pytest.raises(PlanError, match=r"use at most 0\.0\d+ Å"):
         focal_transfer(GRID, Lens(ENERGY, aperture=Aperture(1.5 * passed)))
 
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from qhrtem.engines.protocol import Job
 from qhrtem.grid import fft2
-from qhrtem.model.supercell import SupercellModel, check_aperture
+from qhrtem.model.supercell import SupercellModel
 from qhrtem.physics.coherence import equidistant, focal_transfer, full_intensity, intensity
+from qhrtem.physics.lens import check_aperture
 
 
 class Ours:

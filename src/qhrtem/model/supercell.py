@@ -15,7 +15,6 @@ from qhrtem.errors import PlanError
 from qhrtem.grid import Grid, fft2, irfft2
 from qhrtem.physics.coherence import FOCI, Samples, focal_transfer, intensity
 from qhrtem.physics.detector import half_frequencies
-from qhrtem.physics.electron import wavelength
 from qhrtem.physics.lens import Lens
 from qhrtem.physics.multislice import (
     Propagation,
@@ -41,21 +40,6 @@ def grid_of(cell: Supercell, pixel: float, device: str = "cpu", dtype: torch.dty
     """Return the coarsest even sampling of the supercell with pixels of at most `pixel` Å."""
     rows, cols = (2 * math.ceil(float(edge) / (2 * pixel) - 1e-9) for edge in cell.extent[:2])
     return Grid((rows, cols), (float(cell.extent[0]) / rows, float(cell.extent[1]) / cols), device, dtype)
-
-
-def check_aperture(grid: Grid, lens: Lens) -> None:
-    """Raise `PlanError` where the sampling cuts off beams that the objective aperture lets through."""
-    if lens.aperture is None:
-        return
-    edge = lens.aperture.radius * (1 + lens.aperture.smoothness) + math.hypot(*lens.aperture.centre)
-    limit = grid.band_limit() * wavelength(lens.energy)
-    if edge > limit:
-        finest = wavelength(lens.energy) / (3 * edge)
-        raise PlanError(
-            f"the objective aperture passes up to {edge * 1e3:.1f} mrad, but pixels of "
-            f"{max(grid.pixel):.4g} Å only carry {limit * 1e3:.1f} mrad; use at most {finest:.4g} Å, "
-            "or leave the aperture out"
-        )
 
 
 class PhaseSeries:
@@ -208,5 +192,4 @@ class SupercellModel:
 
         Raises `PlanError` where the sampling is too coarse for the objective aperture.
         """
-        check_aperture(self.grid, lens)
         return intensity(fft2(self.exit_wave(repeats, mistilt)), focal_transfer(self.grid, lens, foci))

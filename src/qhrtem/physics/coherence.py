@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qhrtem.errors import InputError, ResourceError
+from qhrtem.errors import ResourceError
 from qhrtem.grid import Grid, ifft2
 from qhrtem.physics.aberrations import chi_at, slope_at
 from qhrtem.physics.electron import wavelength
-from qhrtem.physics.lens import Lens
+from qhrtem.physics.lens import Lens, check_aperture
 
 Floats = NDArray[np.float64]
 FOCI = 7  # default number of focus nodes
@@ -102,14 +102,7 @@ class _Beams:
         if lens.aperture is None:
             return torch.ones_like(self.kx)
         lam = wavelength(lens.energy)
-        passed = lam * self.grid.band_limit()
-        if lens.aperture.radius > passed:
-            finest = lam / (3 * lens.aperture.radius)
-            raise InputError(
-                f"the sampling of {max(self.grid.pixel):g} Å carries angles up to {passed * 1e3:.1f} mrad, "
-                f"less than the objective aperture of {lens.aperture.radius * 1e3:g} mrad; "
-                f"sample at {finest:.3g} Å or finer, or leave the aperture out"
-            )
+        check_aperture(self.grid, lens)
         return lens.aperture.transmits(lam * self.kx, lam * self.ky)
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from qhrtem.errors import PlanError
+from qhrtem.grid import Grid
 from qhrtem.physics.aberrations import TERMS
-from qhrtem.physics.electron import check_energy
+from qhrtem.physics.electron import check_energy, wavelength
 
 Number = float | Tensor  # a plain number, or a 0-d tensor to differentiate by
 
@@ -75,6 +76,21 @@ class Lens:
         if not all(abs(t) <= 0.2 for t in tilts):
             tilt = " and ".join(f"{t * 1e3:g}" for t in tilts)
             raise PlanError(f"beam tilt must be within 200 mrad, got {tilt} mrad; was it given in mrad?")
+
+
+def check_aperture(grid: Grid, lens: Lens) -> None:
+    """Raise `PlanError` where the sampling cuts off beams that the objective aperture lets through."""
+    if lens.aperture is None:
+        return
+    edge = lens.aperture.radius * (1 + lens.aperture.smoothness) + math.hypot(*lens.aperture.centre)
+    limit = grid.band_limit() * wavelength(lens.energy)
+    if edge > limit:
+        finest = wavelength(lens.energy) / (3 * edge)
+        raise PlanError(
+            f"the objective aperture passes up to {edge * 1e3:.1f} mrad, but pixels of "
+            f"{max(grid.pixel):.4g} Å only carry {limit * 1e3:.1f} mrad; use at most {finest:.4g} Å, "
+            "or leave the aperture out"
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from qhrtem.errors import PlanError
@@ -88,15 +89,54 @@ def exit_wave(
     if not _records_gradient(gratings, step, psi):
         return _march(psi, gratings, order, step)
     if checkpoint_every is None:
-        for u in order:
-            psi = transmit_propagate(psi, gratings[u], step)
-        return psi
+        return cast(Tensor, _Multislice.apply(psi, gratings, tuple(order), step))
     if checkpoint_every < 1:
         raise PlanError(f"checkpoint_every must be at least 1 slice, got {checkpoint_every}")
     for start in range(0, len(order), checkpoint_every):
         part = tuple(order[start : start + checkpoint_every])
         psi = checkpoint(exit_wave, gratings, part, step, psi, use_reentrant=False)
     return psi
+
+
+class _Multislice(torch.autograd.Function):
+    """The pass through the stack with its adjoint: one more pass in the other direction.
+
+    With h = F⁻¹ P* F g for the gradient g behind a slice, t ← Σ ψ* h and ψ ← t* h; P ← Σ (F ψt)* F g / N.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, wave: Tensor, gratings: Tensor, order: tuple[int, ...], step: Tensor) -> Tensor:
+        shape = torch.broadcast_shapes(wave.shape, gratings.shape[1:])
+        waves = torch.empty((len(order) + 1, *shape), dtype=gratings.dtype, device=gratings.device)
+        waves[0] = wave
+        for j, u in enumerate(order):
+            spectrum = fft2(waves[j] * gratings[u])
+            spectrum *= step
+            ifft2(spectrum, out=waves[j + 1])
+        ctx.save_for_backward(waves[:-1], gratings, step)
+        ctx.order, ctx.incident = order, wave.shape
+        return waves[-1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        waves, gratings, step = ctx.saved_tensors
+        back = step.conj().resolve_conj()
+        by_step = torch.zeros_like(step) if ctx.needs_input_grad[3] else None
+        by_grating = torch.zeros_like(gratings)
+        grad = grad.resolve_conj()
+        for j in reversed(range(len(ctx.order))):
+            psi, grating = waves[j], gratings[ctx.order[j]]
+            spectrum = fft2(grad)
+            if by_step is not None:
+                by_step += (fft2(psi * grating).conj() * spectrum).sum_to_size(step.shape)
+            spectrum *= back
+            h = ifft2(spectrum, out=spectrum)
+            by_grating[ctx.order[j]] += psi.conj() * h
+            grad = grating.conj() * h
+        if by_step is not None:
+            by_step /= step.shape[-1] * step.shape[-2]
+        return grad.sum_to_size(ctx.incident), by_grating, None, by_step
 
 
 def _records_gradient(*tensors: Tensor) -> bool:
