@@ -5,13 +5,15 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 RUN    ?= demo_run
 
-.PHONY: help venv demo test lint clean
+.PHONY: help venv demo test lint clean bench-optimiser bench-optimiser-full
 
 help:
 	@echo "make demo   fit the bundled image and score the result (about 15 minutes the first time)"
 	@echo "make test   run all tests"
 	@echo "make lint   ruff, mypy and the import layers"
 	@echo "make venv   only the virtual environment in $(VENV)"
+	@echo "make bench-optimiser       compare the main optimisers on small budgets (a few minutes)"
+	@echo "make bench-optimiser-full  all optimisers, 20 seeds (80 minutes); goes on where it was interrupted"
 
 venv: $(STAMP)
 
@@ -39,6 +41,15 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_layers.py
+
+# One thread a run; the quick table goes to build/, the full one to benchmarks/optimiser/results.md.
+BENCH := OMP_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python -m optimiser --jobs 2
+
+bench-optimiser: $(STAMP)
+	$(BENCH) --quick $(BENCH_ARGS)
+
+bench-optimiser-full: $(STAMP)
+	$(BENCH) $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache demo_run
