@@ -23,6 +23,7 @@ class Archive:
         self.observations: list[Observation] = []
         self.regions: list[int] = []  # restart count when the point was proposed
         self._unit: list[NDArray[np.float64]] = []
+        self._best: dict[int | None, Observation] = {}  # of each region, and of all under None
 
     def __len__(self) -> int:
         return len(self.observations)
@@ -35,12 +36,14 @@ class Archive:
         self.observations.append(observation)
         self.regions.append(region)
         self._unit.append(self.space.to_unit(observation.vector))
+        for key in (None, region):
+            lowest = self._best.get(key)
+            if not observation.failed and (lowest is None or observation.value < lowest.value):
+                self._best[key] = observation
 
     def best(self, region: int | None = None) -> Observation | None:
         """Return the lowest finite observation, of one region or of all; None where there is none."""
-        pairs = zip(self.observations, self.regions, strict=True)
-        finite = [o for o, r in pairs if not o.failed and region in (None, r)]
-        return min(finite, key=lambda o: o.value, default=None)
+        return self._best.get(region)
 
     def near(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,13 @@ PAIRS_MAX = 256  # exchanges of one step between two discrete parameters, at mos
 ERROR_START = 0.3  # model error as a share of the curvature energy ½δᵀCδ of a step, before anything is known
 ERROR_MIN, ERROR_MAX = 0.02, 2.0  # limits of what is learned of it
 DAMPING_MIN = 1e-9  # below this the step is Gauss–Newton's
+COMPARED_MIN = 3  # earlier descents that must have come as far before one is given up for being worse
+TRUSTED = (
+    0.9  # share of the expected drop that a move by value alone must reach for its model to be carried on
+)
+LONGEST = 2.0  # of a move that turns out too short
+POLISH_ERROR = 0.3  # model error of a discrete move at the end of a descent, share of its curvature energy
+POLISH_MOVES = 2  # moves in a row without success, for each discrete parameter, before a descent ends
 REFUSALS_MAX = 12  # refused steps in a row after which a descent has stalled
 
 
@@ -54,10 +61,15 @@ class Descent:
     factor: float = 2.0  # by which the next refusal multiplies the damping
     error: float = ERROR_START
     refusals: int = 0  # in a row
-    first: bool = False  # of its search
+    serial: int = 0  # how many descents its search began before
+    age: int = 0  # evaluations told to it
+    course: list[float] = field(default_factory=list)  # its value after each of them
     waiting: int | None = None  # trial under evaluation
     expected: float = math.nan  # its value by the model
     travel: float = 0.0  # and the curvature energy of the way to it
+    target: Vector | None = None  # where a move tried by its value alone leads, unit cube
+    better: Vector | None = None  # where on the way the next Jacobian is worth it, unit cube
+    tried: int = 0  # such moves in a row that did not help
 
     def asked(self, trial_id: int, candidate: Candidate | None) -> None:
         """Note which trial the descent waits for; no candidate for its start."""
@@ -71,6 +83,8 @@ class Descent:
         model: at the point told, unit cube; a point without one cannot be gone on from and counts as refused.
         """
         self.waiting = None
+        self.age += 1
+        self.course.append(min([value, *self.course[-1:]]))
         if self.point is None:
             self.point = model
             return
@@ -90,15 +104,46 @@ class Descent:
                 self.refusals + 1,
             )
 
+    def trying(self, trial_id: int, candidate: Candidate) -> None:
+        """Note that a discrete move is under evaluation, without a Jacobian."""
+        self.waiting, self.target = trial_id, candidate.unit
+
+    def moved(self, value: float) -> None:
+        """Go where the move leads if it helps; the model is carried along, its slope by its own curvature.
+
+        Where the value falls short of the model's, the parabola through both ends of the move says how much
+        of it to take, and the next Jacobian is asked for there.
+        """
+        assert self.point is not None and self.target is not None
+        here, there = self.point, self.target
+        step = there - here.vector
+        self.waiting, self.target, self.better = None, None, None
+        self.age += 1
+        self.course.append(min([value, *self.course[-1:]]))
+        along, drop = float(here.slope @ step), here.value - value
+        bend = value - here.value - along
+        if bend > 0 and along < 0 and drop < TRUSTED * (here.value - float(here(there))):
+            self.better = here.vector + min(-0.5 * along / bend, LONGEST) * step
+        if not drop > 0:
+            self.tried += 1
+            return
+        slope = here.slope + here.curvature @ step
+        self.point = Quadratic(there, value, slope, here.curvature)
+        self.tried, self.refusals = 0, 0
+
     @property
     def stalled(self) -> bool:
         """True when no step has been of use for long."""
         return self.refusals > REFUSALS_MAX
 
+    def _vectors(self) -> dict[str, Vector | None]:
+        return {"target": self.target, "better": self.better}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the descent in JSON types."""
         expected = None if math.isnan(self.expected) else self.expected
-        plain = {**asdict(self), "expected": expected}
+        vectors = {k: None if v is None else v.tolist() for k, v in self._vectors().items()}
+        plain = {**asdict(self), "expected": expected, **vectors}
         return {**plain, "point": self.point.to_dict() if self.point else None}
 
     @classmethod
@@ -106,7 +151,8 @@ class Descent:
         """Return what `to_dict` wrote."""
         point = Quadratic.from_dict(state["point"]) if state["point"] else None
         expected = math.nan if state["expected"] is None else state["expected"]
-        return cls(**{**state, "point": point, "expected": expected})
+        vectors = {k: None if state[k] is None else np.array(state[k]) for k in ("target", "better")}
+        return cls(**{**state, "point": point, "expected": expected, **vectors})
 
 
 def expected_improvement(lead: float, error: float) -> float:
@@ -130,6 +176,37 @@ def candidates(descent: Descent, space: SearchSpace, generator: np.random.Genera
         steps = _whole_steps(point.vector, relaxed, whole, space, generator)
         found = [_candidate(descent, u) for u in _completed(point, box, steps, whole, space, descent.damping)]
     return sorted(found, key=lambda c: -c.gain_below(point.value))
+
+
+def at(descent: Descent, space: SearchSpace, unit: Vector) -> Candidate:
+    """Return what the model says of a point of the unit cube, discrete parameters rounded."""
+    return _candidate(descent, space.to_unit(space.from_unit(np.clip(unit, 0.0, 1.0))))
+
+
+def promising(course: list[float], others: list[list[float]]) -> bool:
+    """Return whether a descent is no worse than the median of the others was after as many evaluations.
+
+    The median stopping rule (Golovin, Solnik, Moitra, Kochanski, Karro and Sculley, KDD 2017, section 3.2.2).
+    """
+    age = len(course)
+    same = [c[age - 1] for c in others if len(c) >= age]
+    return age == 0 or len(same) < COMPARED_MIN or course[-1] <= float(np.median(same))
+
+
+def polish(descent: Descent, ranked: list[Candidate], space: SearchSpace) -> list[Candidate]:
+    """Return discrete moves worth an evaluation at the end of a descent, the most promising first.
+
+    A derivative says little about a whole step, so the model is believed less than inside a descent; none come
+    back once every discrete parameter has been tried in vain twice over.
+    """
+    point = descent.point
+    assert point is not None
+    whole = space.is_discrete & space.is_free & ~space.is_categorical
+    if descent.tried >= POLISH_MOVES * whole.sum():
+        return []
+    doubtful = [replace(c, error=max(descent.error, POLISH_ERROR) * c.travel) for c in ranked]
+    far = [c for c in doubtful if np.abs(c.unit - point.vector)[whole].max(initial=0.0) > 1e-9]
+    return sorted(far, key=lambda c: -c.gain_below(point.value))
 
 
 def bottom(descent: Descent, space: SearchSpace) -> Candidate:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from qhrtem.optimise import descent as descents
 from qhrtem.optimise.conversation import Proposal, Told
 from qhrtem.optimise.descent import Candidate, Descent
-from qhrtem.optimise.protocol import Observation, Trial
+from qhrtem.optimise.protocol import Observation, Trial, Wants
 from qhrtem.optimise.quadratic import Quadratic
 from qhrtem.optimise.search import TrustRegionSearch
 from qhrtem.optimise.space import SearchSpace
@@ -36,6 +36,10 @@ MEMORY = 4  # evaluations a dimension that an experience lasts
 JACOBIAN_COST = 3.0  # in evaluations of the value, until seconds are told: reverse mode's bound is near 4
 NEAR = 0.1  # an added point nearer than this, in every unit coordinate, to an earlier end starts nothing
 BASIN_LENGTH = 0.25  # side at which a region around a settled end point is given up
+MODEL_SECONDS = 0.1  # what asking the surrogate costs, at 22 dimensions and 300 points
+DEAR = 2.0  # values a Jacobian must cost for the last step of a descent to go without one
+LAST_GAIN = 0.05  # expected relative gain below which a step may be the last
+JITTER = 0.1  # standard deviation, unit cube, by which a start near the best end differs from it
 ARMS = ("start", "explore")  # kinds of evaluation whose experience is kept
 
 
@@ -101,11 +105,15 @@ class HybridSearch(TrustRegionSearch):
         self._given = self.prior_mean
         self.descents: list[Descent] = []  # under way
         self.ends: list[Vector] = []  # unit points where descents began or ended
+        self.courses: list[list[float]] = []  # values along descents that ended
         self.descended = 0  # trials spent on descents
         self._prior: Quadratic | None = None  # of the best point, natural units
         length = MEMORY * space.dimension
         self._experience = {arm: Experience(length) for arm in ARMS}
         self._cost: dict[str, tuple[float, int]] = {"value": (0.0, 0), "jacobian": (0.0, 0)}
+        self._starts = 0  # descents begun
+        self._bottoms: dict[int, Candidate] = {}  # by serial
+        self._drawn: dict[int, tuple[int, list[Candidate]]] = {}  # by serial: age and candidates of a descent
         self._silent = 0  # trials in a row that came back without the Jacobian wanted
 
     # What to do next
@@ -113,17 +121,23 @@ class HybridSearch(TrustRegionSearch):
     def _propose(self, q: int, generator: np.random.Generator) -> list[Proposal]:
         chosen: list[Proposal] = []
         while len(chosen) < q:
-            rated = self._rated(generator)
+            rated = self._rated()
             waiting = any(d.waiting is not None for d in self.descents)
-            best_rate = max((rate for rate, _, _ in rated), default=0.0)
-            start, explore = (self._experience[k].rate(self._seconds("value")) for k in ARMS)
+            best_rate = max((rate for rate, *_ in rated), default=0.0)
+            start, explore = (
+                self._experience[k].rate(self._seconds("value") + self._choosing(k)) for k in ARMS
+            )
             ready = self.gradients and self._silent < SILENT_MAX
+            leading = [row for row in rated if self._leads(row[1])] or [
+                row for row in rated if descents.promising(row[1].course, self._others(row[1]))
+            ]
             choice = favoured(best_rate, start if ready else -math.inf, explore)
-            if choice == "descend":
-                _, descent, candidate = max(rated, key=lambda row: row[0])
-                chosen.append(Proposal(self.space.from_unit(candidate.unit), "refined", "jacobian"))
+            if leading or choice == "descend":
+                _, descent, candidate, wants = max(leading or rated, key=lambda row: row[0])
+                chosen.append(Proposal(self.space.from_unit(candidate.unit), "refined", wants))
                 self._claim(chosen[-1].vector)
-                descent.asked(self._next_id + len(chosen) - 1, candidate)
+                note = descent.asked if wants == "jacobian" else descent.trying
+                note(self._next_id + len(chosen) - 1, candidate)
                 continue
             if (waiting or chosen) and not self.fill:
                 break  # what the step under evaluation finds is worth waiting for
@@ -131,12 +145,24 @@ class HybridSearch(TrustRegionSearch):
                 found = self._begin(len(chosen), generator)
                 if not found:
                     break
-                self.descents.append(Descent(first=not self.descended))
+                self.descents.append(Descent(serial=self._starts))
                 chosen += [Proposal(found[0].vector, "refined", "jacobian")]
                 self.descents[-1].asked(self._next_id + len(chosen) - 1, None)
                 continue
             return chosen + self._explore(q - len(chosen), len(chosen), generator)
         return chosen
+
+    def _leads(self, descent: Descent) -> bool:
+        """Return whether a descent stands at the best point: it is brought to its end before all else.
+
+        Near a noise floor that nobody knows of, the gains it still promises look small beside any hope.
+        """
+        best = self.best
+        return descent.point is not None and best is not None and descent.point.value <= best.value
+
+    def _others(self, descent: Descent) -> list[list[float]]:
+        """Return the courses of all other descents, ended or not."""
+        return [*self.courses, *(d.course for d in self.descents if d is not descent)]
 
     def _explore(self, q: int, before: int, generator: np.random.Generator) -> list[Proposal]:
         """Return up to q points of the trust-region search, to follow `before` others in the same ask."""
@@ -145,30 +171,72 @@ class HybridSearch(TrustRegionSearch):
         self._next_id -= before
         return found
 
-    def _rated(self, generator: np.random.Generator) -> list[tuple[float, Descent, Candidate]]:
-        """Return descents that can go on with the rate of gain they promise and their next point.
+    def _rated(self) -> list[tuple[float, Descent, Candidate, Wants]]:
+        """Return descents that can go on with the rate of gain they promise, their next point and its kind.
 
         Those that have arrived or stalled are closed, and their ends remembered as basins.
         """
         best = self.best
-        rows = []
+        rows: list[tuple[float, Descent, Candidate, Wants]] = []
         for descent in list(self.descents):
             if descent.waiting is not None:
                 continue
             if descent.point is None or best is None:
                 self.descents.remove(descent)
                 continue
-            ranked = descents.candidates(descent, self.space, generator)
+            ranked = self._ranked(descent)
+            if descent.better is not None:
+                ranked = [descents.at(descent, self.space, descent.better), *ranked]
             candidate = next((c for c in ranked if self._open(c.unit)), None)
             worth = 0.0 if candidate is None else candidate.gain_below(descent.point.value)
             floor = max(self.settings.tolerance, SETTLED * abs(descent.point.value))
             if candidate is None or worth <= floor or descent.stalled:
-                self._close(descent)
+                last = self._last_move(descent, ranked, floor)
+                if last is None:
+                    self._close(descent)
+                else:
+                    gain = last.gain_below(descent.point.value)
+                    rows.append((self._relative(gain) / self._seconds("value"), descent, last, "value"))
                 continue
-            hoped = descents.bottom(descent, self.space).gain_below(best.value) / STEPS_LEFT
+            hoped = self._bottom(descent).gain_below(best.value) / STEPS_LEFT
             gain = max(candidate.gain_below(best.value), hoped)
-            rows.append((self._relative(gain) / self._seconds("jacobian"), descent, candidate))
+            wants: Wants = "value" if self._last_step(descent, candidate) else "jacobian"
+            rows.append((self._relative(gain) / self._seconds("jacobian"), descent, candidate, wants))
         return rows
+
+    def _ranked(self, descent: Descent) -> list[Candidate]:
+        """Return the candidates of a descent and the bottom of its model, worked out once for each state."""
+        age, ranked = self._drawn.get(descent.serial, (-1, []))
+        if age != descent.age:
+            generator = np.random.default_rng([self.seed, descent.serial, descent.age])
+            ranked = descents.candidates(descent, self.space, generator)
+            self._drawn[descent.serial] = (descent.age, ranked)
+            self._bottoms[descent.serial] = descents.bottom(descent, self.space)
+        return ranked
+
+    def _bottom(self, descent: Descent) -> Candidate:
+        """Return the bottom of a descent's model."""
+        self._ranked(descent)
+        return self._bottoms[descent.serial]
+
+    def _last_step(self, descent: Descent, candidate: Candidate) -> bool:
+        """Return whether a step may be the last, so that its Jacobian would be wasted: its value is enough."""
+        assert descent.point is not None
+        dear = self._seconds("jacobian") > DEAR * self._seconds("value")
+        gain = descent.point.value - candidate.expected
+        return dear and descent.better is None and gain < LAST_GAIN * abs(descent.point.value)
+
+    def _last_move(self, descent: Descent, ranked: list[Candidate], floor: float) -> Candidate | None:
+        """Return a discrete move to try before the best descent is closed, None where nothing is promised."""
+        assert descent.point is not None
+        if not self._leads(descent):
+            return None
+        for candidate in descents.polish(descent, ranked, self.space):
+            if candidate.gain_below(descent.point.value) <= floor:
+                return None
+            if self._open(candidate.unit):
+                return candidate
+        return None
 
     def _open(self, unit: Vector) -> bool:
         """Return whether a point may be evaluated; not counted, since it may be looked at again."""
@@ -178,6 +246,8 @@ class HybridSearch(TrustRegionSearch):
     def _close(self, descent: Descent) -> None:
         assert descent.point is not None
         self.descents.remove(descent)
+        self._drawn.pop(descent.serial, None)
+        self.courses.append(descent.course)
         self.ends.append(descent.point.vector)
         key = self._key(self.space.from_unit(descent.point.vector))
         end = next((o for o in self.archive if self._key(o.vector) == key), None)
@@ -190,13 +260,43 @@ class HybridSearch(TrustRegionSearch):
         A point added from outside that is the best so far; otherwise a new one that the trust region chooses,
         since a Jacobian at a point of known value would cost a second evaluation of it.
         """
+        self._starts += 1
         best = self.best
         if best is not None and best.origin == "added" and self.allowed.refused_by(best.vector) is None:
             unit = self.space.to_unit(best.vector)
             if not any((np.abs(unit - e) < NEAR).all() for e in self.ends):
                 self.ends.append(unit)
                 return [Proposal(best.vector, "refined", "jacobian")]
-        return self._explore(1, before, generator)
+        if self._choosing("explore") < self._seconds("jacobian"):
+            return self._explore(1, before, generator)
+        near = self._near_best(generator) if self._starts % 2 == 0 and self.ends else None
+        fresh = [near] if near is not None else self._untried(1, generator)
+        return [Proposal(v, "refined", "jacobian") for v in fresh]
+
+    def _near_best(self, generator: np.random.Generator) -> Vector | None:
+        """Return a new point around the best one, one discrete parameter redrawn from a quarter of its levels.
+
+        Basins often lie beside each other, a whole period of something apart (Lourenço, Martin and Stützle
+        2003, iterated local search).
+        """
+        assert self.best is not None
+        unit = self.space.to_unit(self.best.vector)
+        smooth = ~self.space.is_discrete & self.space.is_free
+        whole = np.flatnonzero(self.space.is_discrete & self.space.is_free)
+        for _ in range(32):
+            moved = unit + np.where(smooth, JITTER * generator.standard_normal(len(unit)), 0.0)
+            if whole.size:
+                i = generator.choice(whole)
+                moved[i] += generator.uniform(-0.25, 0.25)
+            moved = np.clip(moved, 0.0, 1.0)
+            if self._accept(moved):
+                return self.space.from_unit(moved)
+        return None
+
+    def _choosing(self, arm: str) -> float:
+        """Return the seconds that choosing a point costs; 0 while nothing is known of an evaluation's."""
+        known = any(count for _, count in self._cost.values())
+        return MODEL_SECONDS if known and arm == "explore" else 0.0
 
     # What was learned
 
@@ -214,14 +314,19 @@ class HybridSearch(TrustRegionSearch):
             gain = self._relative(before.value - observation.value, before.value)
         if trial.origin == "refined":
             self.descended += 1
-            self._silent = 0 if told.quadratic is not None or observation.failed else self._silent + 1
+            if trial.wants == "jacobian":
+                self._silent = 0 if told.quadratic is not None or observation.failed else self._silent + 1
         # What the first descent gains says nothing about starting again: any start is better than none.
-        if trial.origin != "design" and not any(d.first and d.waiting == trial.id for d in self.descents):
+        if trial.origin != "design" and not any(
+            d.serial <= 1 and d.waiting == trial.id for d in self.descents
+        ):
             arm = "start" if trial.origin == "refined" else "explore"
-            self._experience[arm].add(gain, self._seconds(kind))
+            self._experience[arm].add(gain, self._seconds(kind) + self._choosing(arm))
         cube = told.quadratic.in_cube(self.space) if told.quadratic is not None else None
         for descent in self.descents:
-            if descent.waiting == trial.id:
+            if descent.waiting == trial.id and descent.target is not None:
+                descent.moved(observation.value if not observation.failed else math.inf)
+            elif descent.waiting == trial.id:
                 descent.told(observation.value if not observation.failed else math.inf, cube)
         if told.quadratic is not None and self.best is not None and observation.value <= self.best.value:
             self._set_prior(told.quadratic)
@@ -261,10 +366,12 @@ class HybridSearch(TrustRegionSearch):
             **super().state_dict(),
             "descents": [d.to_dict() for d in self.descents],
             "ends": [e.tolist() for e in self.ends],
+            "courses": [list(c) for c in self.courses],
             "descended": self.descended,
             "experience": {k: [list(row) for row in e.rows] for k, e in self._experience.items()},
             "cost": {k: list(v) for k, v in self._cost.items()},
             "silent": self._silent,
+            "starts": self._starts,
             "prior": self._prior.to_dict() if self._prior else None,
         }
 
@@ -272,10 +379,11 @@ class HybridSearch(TrustRegionSearch):
         super()._restore(state)
         self.descents = [Descent.from_dict(d) for d in state["descents"]]
         self.ends = [np.array(e) for e in state["ends"]]
+        self.courses = [list(c) for c in state["courses"]]
         self.descended = state["descended"]
         for kind, rows in state["experience"].items():
             self._experience[kind].rows = deque((g, s) for g, s in rows)
         self._cost = {k: (v[0], v[1]) for k, v in state["cost"].items()}
-        self._silent = state["silent"]
+        self._silent, self._starts = state["silent"], state["starts"]
         if state["prior"]:
             self._set_prior(Quadratic.from_dict(state["prior"]))
