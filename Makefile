@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 RUN    ?= demo_run
 REFERENCE ?= ../shared/reference/drprobe
 
-.PHONY: help venv demo test lint bench-forward clean
+.PHONY: help venv demo test lint bench-forward bench-optimiser bench-optimiser-full clean
 
 help:
 	@echo "make demo   fit the bundled image and score the result (about 15 minutes the first time)"
@@ -14,6 +14,8 @@ help:
 	@echo "make lint   ruff, mypy and the import layers"
 	@echo "make bench-forward   cost and agreement of the simulator, written to benchmarks/*.md"
 	@echo "make venv   only the virtual environment in $(VENV)"
+	@echo "make bench-optimiser       compare the main optimisers on small budgets (a few minutes)"
+	@echo "make bench-optimiser-full  all optimisers, 20 seeds (40 minutes); goes on where it was interrupted"
 
 venv: $(STAMP)
 
@@ -47,6 +49,15 @@ bench-forward: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/forward.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/thermal.py
 	test ! -d $(REFERENCE) || OMP_NUM_THREADS=1 $(BIN)/python benchmarks/drprobe_agreement.py --folder $(REFERENCE)
+
+# One thread a run; the quick table goes to build/, the full one to benchmarks/optimiser/results.md.
+BENCH := OMP_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python -m optimiser --jobs 2
+
+bench-optimiser: $(STAMP)
+	$(BENCH) --quick $(BENCH_ARGS)
+
+bench-optimiser-full: $(STAMP)
+	$(BENCH) $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache demo_run

@@ -53,7 +53,7 @@ def test_pending_points_repel_expected_improvement() -> None:
 
 
 def test_search_offers_exactly_these_names() -> None:
-    assert search.ACQUISITIONS == tuple(acquisition.ACQUISITIONS)
+    assert search.FROM_CANDIDATES == tuple(acquisition.ACQUISITIONS)
 
 
 def test_unknown_name_lists_the_known_ones() -> None:

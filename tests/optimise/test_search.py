@@ -254,7 +254,7 @@ def test_rules_hold_for_every_proposal_and_are_counted(acquisition: str) -> None
 
 
 def test_acquisition_name_is_checked_before_anything_is_spent() -> None:
-    with pytest.raises(PlanError, match="thompson, qlogei, ucb"):
+    with pytest.raises(PlanError, match="thompson, qlogei, ucb, rounding"):
         TrustRegionSearch(BOX, 0, acquisition="ei")
 
 
@@ -263,3 +263,47 @@ def test_importing_the_search_does_not_import_botorch() -> None:
         "import sys, qhrtem.optimise.search; sys.exit('botorch' in sys.modules or 'gpytorch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def two_wells(x: np.ndarray) -> float:
+    """Two separate wells of depth 0 and 0.2."""
+    return float(min(np.sum((x - 0.8) ** 2), 0.2 + np.sum((x - 0.2) ** 2)))
+
+
+def test_several_regions_share_the_archive_and_live_on_their_own() -> None:
+    space = SearchSpace(tuple(Parameter(f"x{i}", 0, 1) for i in range(4)))
+    search = drive(TrustRegionSearch(space, 0, regions=3, design=6), two_wells, 200)
+    assert len(search.places) == 3
+    assert len({p.index for p in search.places}) == 3
+    assert set(search.archive.regions) >= {0, 1, 2}
+    lengths = {p.region.length for p in search.places if p.region is not None}
+    assert len(lengths) > 1 or search.restarts
+    assert search.best is not None
+    assert search.best.value < 0.01
+    with pytest.raises(PlanError, match="regions"):
+        TrustRegionSearch(space, 0, regions=2, acquisition="qlogei")
+
+
+def test_a_prior_mean_from_physics_saves_evaluations() -> None:
+    space = SearchSpace(tuple(Parameter(f"x{i}", -3, 3) for i in range(8)))
+
+    def truth(v: np.ndarray) -> np.ndarray:
+        return np.sum((v - 1.3) ** 2, axis=-1) + 1.0
+
+    def physics(v: np.ndarray) -> np.ndarray:
+        return np.sum((v - 1.2) ** 2, axis=-1) + 1.0
+
+    reached = []
+    for prior in (physics, None):
+        search = TrustRegionSearch(space, 0, prior_mean=prior, transform="log")
+        reached.append(drive(search, lambda x: float(truth(x)), 56).best.value)  # type: ignore[union-attr]
+    assert reached[0] < reached[1]
+
+
+def test_without_a_trust_region_the_box_stays_the_whole_cube() -> None:
+    search = drive(TrustRegionSearch(BOX, 0, design=8, trust_region=False), branin, 80)
+    assert search.restarts == 0
+    assert search.region is not None
+    assert search.region.length == 4.0
+    resumed = TrustRegionSearch.from_state_dict(BOX, search.state_dict())
+    assert [t.vector.tolist() for t in resumed.ask()] == [t.vector.tolist() for t in search.ask()]

@@ -96,7 +96,9 @@ def test_small_integer_space_is_exhausted_not_repeated() -> None:
         (("a", 0.0, np.inf, "Å"), "finite"),
         (("a", 0.0, 1.0, "Å", "log"), "positive"),
         (("a", 0.5, 2.0, "", "integer"), "whole numbers"),
-        (("a", 0.5, 2.0, "", "ordinal"), "kind"),
+        (("a", 0.5, 2.0, "", "nominal"), "kind"),
+        (("a", 0.5, 2.0, "", "ordinal"), "Parameter.ordinal"),
+        (("a", 0, 1, "", "categorical"), "distinct labels"),
     ],
 )
 def test_bad_parameters_are_explained(parameter: tuple, message: str) -> None:
@@ -109,3 +111,53 @@ def test_vector_from_names() -> None:
     assert MIXED.vector(given).tolist() == [1.0, 1e3, 4.0, 2.5]
     with pytest.raises(PlanError, match="missing dose, unknown dosis"):
         MIXED.vector({"fixed": 2.5, "count": 4, "dosis": 1e3, "defocus": 1.0})
+
+
+KINDS = SearchSpace(
+    (
+        Parameter("dose", 0.1, 10.0, "", "log"),
+        Parameter.ordinal("size", (64, 96, 128, 256), "px"),
+        Parameter.categorical("sense", ("up", "down", "flat")),
+        Parameter("count", 2, 6, "", "integer"),
+    )
+)
+
+
+@given(st.lists(st.floats(0, 1), min_size=4, max_size=4))
+def test_listed_values_and_labels_round_trip(unit: list[float]) -> None:
+    vector = KINDS.from_unit(unit)
+    assert vector[1] in (64, 96, 128, 256)
+    assert vector[2] in (0, 1, 2)
+    np.testing.assert_allclose(KINDS.from_unit(KINDS.to_unit(vector)), vector, rtol=1e-12)
+    encoded = KINDS.encode(KINDS.to_unit(vector))
+    np.testing.assert_allclose(KINDS.decode(encoded), KINDS.to_unit(vector), atol=1e-12)
+
+
+def test_listed_values_are_equally_likely_and_nearest_ones_are_snapped_to() -> None:
+    points = KINDS.sobol(3000, np.random.default_rng(0))
+    _, counts = np.unique(points[:, 1], return_counts=True)
+    np.testing.assert_allclose(counts / len(points), 0.25, atol=0.02)
+    assert KINDS.snap([1.0, 111.0, 1.4, 3.6]).tolist() == [1.0, 96.0, 1.0, 4.0]
+    assert SearchSpace(KINDS.parameters[1:]).size == 4 * 3 * 5
+    assert len(np.unique(SearchSpace(KINDS.parameters[1:]).all_vectors(), axis=0)) == 60
+
+
+def test_a_model_sees_labels_without_an_order() -> None:
+    labels = np.array([[1.0, 96, k, 4] for k in range(3)])
+    seen = KINDS.encode(KINDS.to_unit(labels))
+    assert seen.shape == (3, 6)
+    apart = np.linalg.norm(seen[:, None] - seen[None], axis=-1)
+    np.testing.assert_allclose(apart, 1 - np.eye(3), atol=1e-12)
+
+
+@pytest.mark.parametrize("i", [0, 3])
+def test_slopes_turn_natural_derivatives_into_those_of_the_cube(i: int) -> None:
+    vector = np.array([2.0, 96, 1, 4])
+    slopes = KINDS.slopes(vector)
+    step = 1e-6 if i == 0 else 1.0
+    moved = vector.copy()
+    moved[i] += step
+    measured = step / (KINDS.to_unit(moved) - KINDS.to_unit(vector))[i]
+    assert slopes[i] == pytest.approx(measured, rel=1e-5)
+    assert slopes[2] == 0.0
+    assert slopes[1] == pytest.approx(4 * (128 - 64) / 2)

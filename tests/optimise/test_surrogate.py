@@ -132,3 +132,36 @@ def test_imaging_sized_fit_predicts_points_it_has_not_seen() -> None:
     truth = (objective(unseen) - y.mean()) / y.std()
     mean, _ = surrogate.fit(x, (y - y.mean()) / y.std(), None, steps=50).predict(unseen)
     assert np.sqrt(np.mean((mean - truth) ** 2)) < 0.5 * truth.std()
+
+
+def test_a_prior_mean_is_learned_around_and_returned_to(data: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = data
+
+    def prior(points: np.ndarray) -> np.ndarray:
+        return 3.0 * points[:, 2]
+
+    model = surrogate.fit(x, y + prior(x), None, 40, prior=prior)
+    plain = surrogate.fit(x, y, None, 40)
+    at = np.random.default_rng(1).random((6, 4))
+    np.testing.assert_allclose(model.predict(at)[0], plain.predict(at)[0] + prior(at), atol=1e-8)
+    far = np.full((1, 4), 1e4)
+    assert model.predict(far)[0] == pytest.approx(prior(far) + model.hyperparameters.mean)
+    with torch.no_grad():
+        posterior = model.model.posterior(torch.as_tensor(at))
+    np.testing.assert_allclose(posterior.mean[:, 0].numpy(), model.predict(at)[0], atol=1e-5)
+
+
+def test_believing_changes_no_mean_and_removes_uncertainty(data: tuple[np.ndarray, np.ndarray]) -> None:
+    model = surrogate.fit(*data, None, 40)
+    at = np.random.default_rng(1).random((3, 4))
+    believed = model.believing(at)
+    np.testing.assert_allclose(believed.predict(at)[0], model.predict(at)[0], atol=1e-3)
+    assert np.all(believed.predict(at)[1] < 0.5 * model.predict(at)[1])
+
+
+def test_noise_is_held_and_priors_need_not_scale(data: tuple[np.ndarray, np.ndarray]) -> None:
+    assert surrogate.fit(*data, None, 30, noise=0.05).hyperparameters.noise == pytest.approx(0.05)
+    narrow = data[0] * 0.01 + 0.5
+    free = surrogate.fit(narrow, data[1], None, 0, scaled=False).hyperparameters.lengthscale
+    assert free == surrogate.fit(data[0], data[1], None, 0, scaled=False).hyperparameters.lengthscale
+    assert surrogate.fit(narrow, data[1], None, 0).hyperparameters.lengthscale < free

@@ -89,3 +89,28 @@ def test_gain_is_measured_against_spread_and_tolerance() -> None:
     # Adding a constant or changing the unit of the objective does not change the verdict.
     assert tr.gain_counts(-999.01, -999.0, spread=1.0, tolerance=0.0)
     assert tr.gain_counts(0.99e-6, 1e-6, spread=1e-6, tolerance=0.0)
+
+
+def test_published_rule_needs_ten_successes_and_ends_below_1e_5() -> None:
+    rule = tr.RULES["published"]
+    region = tr.start((0.5,) * 22, (0,) * 22, rule=rule)
+    assert region.length == 1.6
+    batches = halvings = 0
+    while not region.collapsed:
+        before = region.length
+        region, batches = tr.update(region, False, 8, rule), batches + 1
+        halvings += region.length < before or region.collapsed
+    assert halvings == 18  # 1.6 / 2¹⁸ is the first below 1e-5
+    assert batches == 18 * 3  # ceil(22 / 8) batches each: with the design of 88, at least 520 evaluations
+    assert 88 + 8 * batches == 520
+    assert tr.gain_counts(0.98, 1.0, spread=99.0, tolerance=0.0, rule=rule)
+    assert not tr.gain_counts(0.995, 1.0, spread=0.0, tolerance=0.0, rule=rule)
+
+
+def test_a_region_that_is_switched_off_never_shrinks_or_ends() -> None:
+    rule = tr.RULES["none"]
+    region = tr.start((0.5,) * 3, (0, 0, 9), rule=rule)
+    for _ in range(100):
+        region = tr.update(region, False, 8, rule)
+    assert not region.collapsed
+    assert region.length == rule.start

@@ -1,5 +1,6 @@
 """Optimisers that know vectors, bounds and rules, and nothing of microscopy.
 
-`search.TrustRegionSearch` chooses points where evaluations are worth choosing; `least_squares` finishes where
-derivatives are at hand. `protocol.Optimiser` is the conversation that every optimiser here speaks.
+`search.TrustRegionSearch` chooses points where evaluations are worth choosing, `least_squares` finishes where
+derivatives are at hand, and `hybrid.HybridSearch` lets the two compete. `methods.make` builds these and every
+baseline by name; `protocol.Optimiser` is the conversation that all of them speak.
 """

@@ -58,9 +58,14 @@ def thompson(
     accept: Accept,
 ) -> list[int]:
     """Return the best acceptable candidate of each of q posterior sample paths (Eriksson et al. 2019)."""
+    return follow(surrogate.sample(candidates, q, generator), candidates, accept)
+
+
+def follow(paths: NDArray[np.float64], candidates: NDArray[np.float64], accept: Accept) -> list[int]:
+    """Return the highest acceptable candidate (m, d) of each path (q, m), none twice."""
     chosen: list[int] = []
     refused: set[int] = set()
-    for path in surrogate.sample(candidates, q, generator):
+    for path in paths:
         pick = _first(np.argsort(-path, kind="stable"), candidates, chosen, refused, accept)
         if pick is None:
             break

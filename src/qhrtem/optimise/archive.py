@@ -12,7 +12,6 @@ from qhrtem.optimise.protocol import Observation
 from qhrtem.optimise.space import SearchSpace
 
 SAME = 1e-9  # points nearer than this in every unit coordinate are one point
-OUTLIER = 3.0  # bad values are drawn in beyond this many interquartile ranges above the median
 
 
 class Archive:
@@ -24,6 +23,7 @@ class Archive:
         self.observations: list[Observation] = []
         self.regions: list[int] = []  # restart count when the point was proposed
         self._unit: list[NDArray[np.float64]] = []
+        self._best: dict[int | None, Observation] = {}  # of each region, and of all under None
 
     def __len__(self) -> int:
         return len(self.observations)
@@ -36,34 +36,67 @@ class Archive:
         self.observations.append(observation)
         self.regions.append(region)
         self._unit.append(self.space.to_unit(observation.vector))
+        for key in (None, region):
+            lowest = self._best.get(key)
+            if not observation.failed and (lowest is None or observation.value < lowest.value):
+                self._best[key] = observation
 
     def best(self, region: int | None = None) -> Observation | None:
         """Return the lowest finite observation, of one region or of all; None where there is none."""
-        pairs = zip(self.observations, self.regions, strict=True)
-        finite = [o for o, r in pairs if not o.failed and region in (None, r)]
-        return min(finite, key=lambda o: o.value, default=None)
+        return self._best.get(region)
 
     def near(
-        self, centre: NDArray[np.float64], limit: int, scale: NDArray[np.float64]
+        self,
+        centre: NDArray[np.float64],
+        limit: int,
+        scale: NDArray[np.float64],
+        region: int | None = None,
+        apart: float = 0.0,
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return unit points (n ≤ limit, d) nearest the centre and their values (n,), to train on.
 
-        Distance is the largest coordinate difference over `scale` (d,). Repeated points are merged to their
-        lowest value. A failed point counts as the worst value among the others, so that the model avoids its
-        surroundings; without any finite value nothing is returned.
+        Distance is the largest coordinate difference over `scale` (d,); labels of a categorical that differ
+        are half the cube apart. Repeated points are merged to their lowest value. A failed point counts as
+        the worst value among the others, so that the model avoids its surroundings; without any finite value
+        nothing is returned. region: only points proposed by that region. apart: points that a local method
+        added are left out where they crowd within this distance of one already kept.
         """
-        if not any(not o.failed for o in self.observations):
-            return np.empty((0, self.space.dimension)), np.empty(0)
+        nothing = np.empty((0, self.space.dimension)), np.empty(0)
+        member = np.array([region in (None, r) for r in self.regions], dtype=bool)
+        finite = np.array([not o.failed for o in self.observations], dtype=bool)
+        if not (member & finite).any():
+            return nothing
         points = np.array(self._unit)
         values = np.array([o.value if not o.failed else np.nan for o in self.observations])
-        distance = np.abs((points - centre) / scale).max(axis=1)
+        difference = np.abs(points - centre)
+        label = self.space.is_categorical
+        difference[:, label] = 0.5 * (difference[:, label] > SAME)
+        distance = (difference / scale).max(axis=1)
         order = np.lexsort((np.arange(len(values)), np.where(np.isnan(values), np.inf, values), distance))
+        order = order[member[order]]
         _, first = np.unique(np.round(points[order] / SAME), axis=0, return_index=True)
-        keep = order[np.sort(first)][:limit]
+        keep = order[np.sort(first)]
+        if apart > 0:
+            keep = self._uncrowded(keep, points / scale, apart, limit)
+        keep = keep[:limit]
         values = values[keep]
         if np.isnan(values).all():
-            return np.empty((0, self.space.dimension)), np.empty(0)
+            return nothing
         return points[keep], np.where(np.isnan(values), np.nanmax(values), values)
+
+    def _uncrowded(
+        self, order: NDArray[np.intp], points: NDArray[np.float64], apart: float, limit: int
+    ) -> NDArray[np.intp]:
+        """Return rows in order without the steps of local methods that lie near an earlier row."""
+        kept: list[int] = []
+        for i in map(int, order):
+            step = self.observations[i].origin in ("refined", "added")
+            if step and kept and (np.abs(points[kept] - points[i]).max(axis=1) < apart).any():
+                continue
+            kept.append(i)
+            if len(kept) == limit:
+                break
+        return np.array(kept, dtype=np.intp)
 
     def to_list(self) -> list[dict[str, Any]]:
         """Return the archive in JSON types; a failed value is None."""
@@ -90,29 +123,3 @@ def frozen(vector: Any) -> NDArray[np.float64]:
     copy = np.array(vector, dtype=np.float64)
     copy.setflags(write=False)
     return copy
-
-
-def gains(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return values (n,) negated and standardised, the bad tail drawn in; zeros when all are equal.
-
-    A few points that are worse by orders of magnitude say nothing about the optimum, but they would set the
-    scale, so values beyond OUTLIER interquartile ranges above the median are clipped.
-    """
-    largest = float(np.abs(values).max(initial=0.0))
-    if largest == 0.0:
-        return np.zeros_like(values)
-    values = values / largest
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-    if high > low:
-        values = np.minimum(values, middle + OUTLIER * (high - low))
-    spread = float(values.std())
-    if spread <= 1e-14:
-        return np.zeros_like(values)
-    standardised: NDArray[np.float64] = (values.mean() - values) / spread
-    return standardised
-
-
-def spread(values: NDArray[np.float64]) -> float:
-    """Return the standard deviation of values (n,) of any size, without overflow."""
-    largest = float(np.abs(values).max(initial=0.0))
-    return float((values / largest).std() * largest) if largest > 0 else 0.0

@@ -111,7 +111,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class _Point:
+class Point:
     """Cost and its quadratic model at x, priors included."""
 
     x: Vector
@@ -202,7 +202,7 @@ def levenberg_marquardt_normal(
         if evaluations >= max_evaluations:
             status = "budget"
             break
-        step, predicted = _step(point, box, damping)
+        step, predicted = damped_step(point, box, damping)
         if _is_tiny(step, point, step_tolerance):
             # A tiny step under heavy damping says nothing about the minimum.
             status = "step" if damping <= 1.0 else "stalled"
@@ -250,12 +250,12 @@ def covariance(hessian: Vector) -> Vector:
     return symmetric
 
 
-def _evaluate(model: NormalEquations, x: Vector, box: Box) -> _Point:
+def _evaluate(model: NormalEquations, x: Vector, box: Box) -> Point:
     """Return cost, gradient and normal matrix at x with the priors added."""
     cost, gradient, hessian = model(x.copy())
     weight = 1.0 / box.prior_sigma**2
     offset = x - box.prior_mean
-    return _Point(
+    return Point(
         x=x,
         cost=float(cost) + 0.5 * float(weight @ offset**2),
         data_cost=float(cost),
@@ -264,7 +264,7 @@ def _evaluate(model: NormalEquations, x: Vector, box: Box) -> _Point:
     )
 
 
-def _blocked(point: _Point, box: Box) -> NDArray[np.bool_]:
+def _blocked(point: Point, box: Box) -> NDArray[np.bool_]:
     """Return which parameters sit on a bound that their gradient pushes against (or between equal bounds)."""
     pushed_down = (point.x <= box.lower) & (point.gradient >= 0)
     pushed_up = (point.x >= box.upper) & (point.gradient <= 0)
@@ -278,20 +278,20 @@ def _diagonal(hessian: Vector) -> Vector:
     return np.where(diagonal > 0, diagonal, 1.0)
 
 
-def _distance(point: _Point, box: Box) -> float:
+def _distance(point: Point, box: Box) -> float:
     """Return the largest |∇F_i| / √(H_ii) over the parameters that are free to move."""
     scaled = np.abs(point.gradient) / np.sqrt(_diagonal(point.hessian))
     return float(np.where(_blocked(point, box), 0.0, scaled).max(initial=0.0))
 
 
-def _is_tiny(step: Vector, point: _Point, tolerance: float) -> bool:
+def _is_tiny(step: Vector, point: Point, tolerance: float) -> bool:
     """Return whether a step no longer changes x, in the metric of D."""
     root = np.sqrt(_diagonal(point.hessian))
     size = float(np.linalg.norm(root * point.x))
     return float(np.linalg.norm(root * step)) <= tolerance * (size + tolerance)
 
 
-def _step(point: _Point, box: Box, damping: float) -> tuple[Vector, float]:
+def damped_step(point: Point, box: Box, damping: float) -> tuple[Vector, float]:
     """Return the damped step (d,) inside the box and the decrease of F that the quadratic model predicts."""
     damped = point.hessian + damping * np.diag(_diagonal(point.hessian))
     step = np.zeros_like(point.x)
@@ -318,7 +318,7 @@ def _solve(matrix: Vector, right: Vector) -> Vector:
     return np.asarray(np.linalg.solve(factor.T, np.linalg.solve(factor, right)))
 
 
-def _finish(point: _Point, box: Box, status: Ending, evaluations: int, steps: int) -> Fit:
+def _finish(point: Point, box: Box, status: Ending, evaluations: int, steps: int) -> Fit:
     """Return the result at the last accepted point."""
     return Fit(
         x=point.x,

@@ -88,13 +88,18 @@ def log_posterior(theta: Vector, x: Vector, y: Vector, extent: float) -> tuple[f
     return float(value), slopes
 
 
-def climb(x: Vector, y: Vector, extent: float, start: Hyperparameters, steps: int) -> Hyperparameters:
+def climb(
+    x: Vector, y: Vector, extent: float, start: Hyperparameters, steps: int, noise: float | None = None
+) -> Hyperparameters:
     """Return the hyperparameters after at most `steps` L-BFGS iterations up the log posterior.
 
-    x: (n, d) unit cube. y: (n,) standardised gains. Raises LinAlgError when the climb leaves usable ground.
+    x: (n, d) unit cube. y: (n,) standardised gains. noise: variance to hold, free when None. Raises
+    LinAlgError when the climb leaves usable ground.
     """
     floors = (*(LENGTHSCALE_FLOOR,) * x.shape[1], OUTPUTSCALE_FLOOR, NOISE_FLOOR)
     bounds = [(math.log(floor), math.log(CEILING)) for floor in floors] + [(-10.0, 10.0)]
+    if noise is not None:
+        bounds[x.shape[1] + 1] = (math.log(noise),) * 2
     theta = np.clip(_pack(start), *np.array(bounds).T)
 
     def descent(at: Vector) -> tuple[float, Vector]:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Status = Literal["done", "failed"]
-Origin = Literal["design", "model", "added"]
+Origin = Literal["design", "model", "refined", "added"]
+Wants = Literal["value", "residual", "jacobian"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Trial:
 
     id: int  # unique in one search, counts up from 0
     vector: NDArray[np.float64]  # (d,) natural units, integers whole; read-only
-    origin: Origin  # space-filling design, or chosen by the model
+    origin: Origin  # space-filling design, chosen by a model, or a step of a local method
+    wants: Wants = "value"  # the most that is of use; "jacobian" includes the residual, "residual" the value
 
 
 @dataclass(frozen=True)
@@ -41,21 +43,48 @@ class Observation:
 
 
 class Optimiser(Protocol):
-    """The interface that the trust-region search and every baseline share."""
+    """The interface that every method in `methods.METHODS` shares."""
 
     def ask(self, q: int | None = None) -> tuple[Trial, ...]:
-        """Return up to q new trials; none means that no untried point is left."""
+        """Return up to q new trials.
+
+        None while trials are pending means that those must be told first; none without pending trials means
+        that no untried point is left. No point is proposed twice; one that was only added may be, for its
+        Jacobian.
+        """
         ...
 
     def tell(
-        self, trial_id: int, value: float, status: Status = "done", vector: NDArray[np.float64] | None = None
+        self,
+        trial_id: int,
+        value: float,
+        status: Status = "done",
+        vector: ArrayLike | None = None,
+        gradient: ArrayLike | None = None,
+        residual: ArrayLike | None = None,
+        jacobian: ArrayLike | None = None,
+        seconds: float | None = None,
     ) -> None:
-        """Record the value of a pending trial."""
+        """Record the outcome of a pending trial; more or less than it wanted may be told.
+
+        vector: (d,) natural units where the evaluation moved the point. gradient: (d,) of the value.
+        residual: (m,) with value = residual · residual. jacobian: (m, d) of the residual; derivatives are
+        per natural unit, for integers those of the relaxed quantity. seconds: what the evaluation took.
+        """
+        ...
+
+    def add(self, vector: ArrayLike, value: float) -> Observation:
+        """Record a point (d,) that was not asked for."""
         ...
 
     @property
     def best(self) -> Observation | None:
         """The lowest value so far, None before the first finite one."""
+        ...
+
+    @property
+    def pending(self) -> tuple[Trial, ...]:
+        """Trials asked for and not yet told."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

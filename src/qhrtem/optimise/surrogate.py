@@ -3,7 +3,8 @@
 It models the *gain*, the negated and standardised objective, so that larger is better. The kernel is
 Matérn-5/2 with one length scale λ a dimension under a log-normal prior whose median grows with √d (Hvarfner,
 Hellsten, Nardi, ICML 2024, "Vanilla Bayesian optimization performs great in high dimensions") and shrinks
-with the extent of the data, which follows the region. Importing this module imports BoTorch.
+with the extent of the data, which follows the region. Where physics predicts the gain, the process models
+what that prediction leaves over. Importing this module imports BoTorch.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ with warnings.catch_warnings():
     from gpytorch.constraints import GreaterThan
     from gpytorch.kernels import MaternKernel, ScaleKernel
     from gpytorch.likelihoods import GaussianLikelihood
+    from gpytorch.means import ConstantMean
     from gpytorch.priors import LogNormalPrior
 
 JITTERS = (0.0, 1e-8, 1e-6, 1e-4, 1e-2)  # added variance, tried in turn until the covariance factorises
@@ -36,37 +39,58 @@ FEATURES = 512  # frequencies of the random Fourier prior (each gives a sine and
 UNIFORM_STD = 1 / math.sqrt(12.0)  # of one coordinate of the unit cube
 
 
+Points = NDArray[np.float64]
+Prior = Callable[[Points], Points]  # points (m, D) as the process sees them → expected gain (m,)
+
+
+class PriorMean(ConstantMean):
+    """A constant plus the gain that physics predicts, which carries no derivative."""
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        self.prior = prior
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mean (...,) at points (..., D)."""
+        flat = x.detach().reshape(-1, x.shape[-1]).numpy()
+        return super().forward(x) + torch.as_tensor(self.prior(flat)).reshape(x.shape[:-1])
+
+
 @dataclass(frozen=True)
 class Surrogate:
-    """A conditioned Gaussian process; n points, d dimensions, all tensors float64 on the CPU."""
+    """A conditioned Gaussian process; n points, D encoded dimensions, all tensors float64 on the CPU."""
 
     model: SingleTaskGP  # on the gain, evaluation mode
     hyperparameters: Hyperparameters
-    inputs: Tensor  # (n, d) unit cube
+    inputs: Tensor  # (n, D) unit cube
     gains: Tensor  # (n,) standardised
     factor: Tensor  # (n, n) lower Cholesky factor of the covariance with noise
     fitted: bool  # False when the fit failed and earlier hyperparameters serve
+    prior: Prior | None = None
 
     def covariance(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return the prior covariance (m, k) between points (m, d) and (k, d) of the unit cube."""
+        """Return the prior covariance (m, k) between points (m, D) and (k, D) of the unit cube."""
         with torch.no_grad():
             dense: Tensor = self.model.covar_module(a, b).to_dense()
         return dense
 
-    def predict(self, points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return mean and standard deviation (m,) of the gain at points (m, d), without noise."""
-        cross = self.covariance(torch.as_tensor(points), self.inputs)
-        constant = self.hyperparameters.mean
-        weights = torch.cholesky_solve((self.gains - constant)[:, None], self.factor)
-        mean = constant + (cross @ weights)[:, 0]
+    def mean(self, points: Tensor) -> Tensor:
+        """Return the prior mean (m,) at points (m, D)."""
+        constant = torch.full((len(points),), self.hyperparameters.mean, dtype=torch.float64)
+        return constant if self.prior is None else constant + torch.as_tensor(self.prior(points.numpy()))
+
+    def predict(self, points: Points) -> tuple[Points, Points]:
+        """Return mean and standard deviation (m,) of the gain at points (m, D), without noise."""
+        at = torch.as_tensor(points)
+        cross = self.covariance(at, self.inputs)
+        weights = torch.cholesky_solve((self.gains - self.mean(self.inputs))[:, None], self.factor)
+        mean = self.mean(at) + (cross @ weights)[:, 0]
         explained = torch.linalg.solve_triangular(self.factor, cross.T, upper=False).square().sum(0)
         variance = (self.hyperparameters.outputscale - explained).clamp_min(0.0)
         return mean.numpy(), variance.sqrt().numpy()
 
-    def sample(
-        self, points: NDArray[np.float64], count: int, generator: np.random.Generator
-    ) -> NDArray[np.float64]:
-        """Return posterior sample paths (count, m) of the gain at points (m, d).
+    def sample(self, points: Points, count: int, generator: np.random.Generator) -> Points:
+        """Return posterior sample paths (count, m) of the gain at points (m, D).
 
         A prior path from random Fourier features plus the exact correction at the data, so that the cost is
         linear in m (Wilson et al., ICML 2020, "Efficiently sampling functions from Gaussian process
@@ -81,40 +105,65 @@ class Surrogate:
         noise = torch.as_tensor(generator.standard_normal((len(self.inputs), count)))
         scale = torch.tensor(hyper.lengthscale, dtype=torch.float64)
 
-        def prior(x: Tensor) -> Tensor:
+        def path(x: Tensor) -> Tensor:
             phase = (x / scale) @ frequencies.T
             features = torch.cat([phase.sin(), phase.cos()], dim=-1)
-            return hyper.mean + math.sqrt(hyper.outputscale / FEATURES) * (features @ weights)
+            return self.mean(x)[:, None] + math.sqrt(hyper.outputscale / FEATURES) * (features @ weights)
 
         at = torch.as_tensor(points)
-        residual = self.gains[:, None] - prior(self.inputs) - math.sqrt(hyper.noise) * noise
+        residual = self.gains[:, None] - path(self.inputs) - math.sqrt(hyper.noise) * noise
         correction = self.covariance(at, self.inputs) @ torch.cholesky_solve(residual, self.factor)
-        return (prior(at) + correction).T.numpy()
+        return (path(at) + correction).T.numpy()
+
+    def believing(self, points: Points) -> Surrogate:
+        """Return the process as if its own means had been observed at points (m, D).
+
+        Kriging believer (Ginsbourger, Le Riche, Carraro 2010): what lets a batch be chosen one by one.
+        """
+        if len(points) == 0:
+            return self
+        inputs = np.concatenate([self.inputs.numpy(), points])
+        gains = np.concatenate([self.gains.numpy(), self.predict(points)[0]])
+        return replace(fit(inputs, gains, self.hyperparameters, 0, prior=self.prior), fitted=self.fitted)
 
 
 def fit(
-    inputs: NDArray[np.float64], gains: NDArray[np.float64], previous: Hyperparameters | None, steps: int
+    inputs: Points,
+    gains: Points,
+    previous: Hyperparameters | None,
+    steps: int,
+    *,
+    prior: Prior | None = None,
+    scaled: bool = True,
+    noise: float | None = None,
 ) -> Surrogate:
-    """Return the process conditioned on inputs (n, d) of the unit cube and standardised gains (n,).
+    """Return the process conditioned on inputs (n, D) of the unit cube and standardised gains (n,).
 
     The marginal likelihood times the priors is climbed by at most `steps` iterations, from `previous` when
     given. Where the climb fails, `previous` (or the prior's own values) is kept; where the covariance
-    does not factorise, growing jitter is added. Raises ArithmeticError when even that does not help.
+    does not factorise, growing jitter is added. prior: gain expected by physics, part of `gains`. scaled:
+    False leaves the length-scale prior the same in every dimension and region. noise: variance to hold.
+    Raises ArithmeticError when even the largest jitter does not help.
     """
     x, y = torch.as_tensor(inputs), torch.as_tensor(gains)
-    extent = data_extent(inputs)
+    # The prior's median is √d times the extent, so this extent makes it one constant.
+    extent = data_extent(inputs) if scaled else 1 / math.sqrt(inputs.shape[1])
     initial = previous or Hyperparameters.prior(inputs.shape[1], extent)
+    if noise is not None:
+        initial = initial.with_noise(noise)
     hyper, fitted = initial, False
     if steps > 0:
+        left = gains if prior is None else gains - prior(inputs)
         with contextlib.suppress(np.linalg.LinAlgError):
-            hyper, fitted = likelihood.climb(inputs, gains, extent, initial, steps), True
+            hyper, fitted = likelihood.climb(inputs, left, extent, initial, steps, noise), True
     for jitter in JITTERS:
-        model = build(x, y, extent, hyper.with_noise(max(hyper.noise, likelihood.NOISE_FLOOR) + jitter))
+        held = hyper.with_noise(max(hyper.noise, likelihood.NOISE_FLOOR) + jitter)
+        model = build(x, y, extent, held, prior)
         held = read(model)
         factor, info = torch.linalg.cholesky_ex(_covariance(model, x, held.noise))
         if int(info) == 0 and bool(torch.isfinite(factor).all()):
             model.eval()
-            return Surrogate(model, held, x, y, factor, fitted)
+            return Surrogate(model, held, x, y, factor, fitted, prior)
     raise ArithmeticError(f"covariance of {len(x)} points is singular even with jitter {JITTERS[-1]:g}")
 
 
@@ -123,10 +172,13 @@ def data_extent(inputs: NDArray[np.float64]) -> float:
     return float(np.clip(inputs.std(axis=0).mean() / UNIFORM_STD, 0.5**7, 1.0))
 
 
-def build(x: Tensor, y: Tensor, extent: float, hyper: Hyperparameters) -> SingleTaskGP:
+def build(
+    x: Tensor, y: Tensor, extent: float, hyper: Hyperparameters, mean: Prior | None = None
+) -> SingleTaskGP:
     """Return the process with its priors and with the given hyperparameters, in training mode.
 
-    x: (n, d) unit cube. y: (n,) standardised gains. extent: how far x spreads, see `data_extent`.
+    x: (n, D) unit cube. y: (n,) standardised gains. extent: how far x spreads, see `data_extent`. mean: gain
+    expected by physics.
     """
     d = x.shape[1]
     prior = likelihood.lengthscale_prior(d, extent)
@@ -147,7 +199,14 @@ def build(x: Tensor, y: Tensor, extent: float, hyper: Hyperparameters) -> Single
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the gains are standardised on purpose against all data, not these
-        model = SingleTaskGP(x, y[:, None], likelihood=noise, covar_module=scaled, outcome_transform=None)
+        model = SingleTaskGP(
+            x,
+            y[:, None],
+            likelihood=noise,
+            covar_module=scaled,
+            mean_module=None if mean is None else PriorMean(mean),
+            outcome_transform=None,
+        )
     model.to(torch.float64)  # before the values go in: GPyTorch makes its parameters in single precision
     scales = torch.tensor(hyper.lengthscale, dtype=torch.float64)
     matern.lengthscale = scales.clamp_min(likelihood.LENGTHSCALE_FLOOR)

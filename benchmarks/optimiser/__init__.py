@@ -1,0 +1,1 @@
+"""A benchmark of optimisers on problems of quantitative HRTEM whose truth another simulator computed."""

@@ -1,0 +1,1 @@
+"""What a sceptic would use instead, under the same interface; each module loads when asked for."""
