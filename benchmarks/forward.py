@@ -42,6 +42,7 @@ PIXEL_A = 0.1
 GOALS = {
     "forward / FFTs": ("at most", 2.5),
     "abTEM / forward": ("at least", 3.0),
+    "abTEM / forward, both cores": ("at least", 3.0),
     "gradient / forward": ("at most", 3.5),
     "whole fields / windows, 64 candidates": ("at least", 20.0),
     "windows one by one / in a batch": ("at least", 1.0),
@@ -235,6 +236,25 @@ def abtem_image(model: ForwardModel, columns: ColumnModel, lens: Microscope) -> 
     return lambda: abtem.image(abtem.exit_wave(job), job)
 
 
+def work(side: str, images: int) -> None:
+    """Print the seconds of an image by one side, ours or abTEM, after one unmeasured."""
+    model, columns, lens = specimen(43.2)
+    peer = abtem_image(model, columns, lens) if side == "abtem" else lambda: model.image(columns, lens)
+    assert peer is not None
+    peer()
+    began = time.perf_counter()
+    for _ in range(images):
+        peer()
+    print(json.dumps((time.perf_counter() - began) / images))
+
+
+def both_cores(side: str, images: int = 7) -> float:
+    """Return seconds an image with both cores in use: half of what one of two processes at a time takes."""
+    command = [sys.executable, __file__, "--worker", side, "--repeats", str(images)]
+    pair = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    return statistics.mean(json.loads(p.communicate()[0].splitlines()[-1]) for p in pair) / 2
+
+
 def rows(repeats: int) -> list[tuple[str, str, float | None]]:
     """Return (name, detail, figure) of every comparison."""
     model, columns, lens = specimen(43.2)
@@ -253,6 +273,9 @@ def rows(repeats: int) -> list[tuple[str, str, float | None]]:
             spent[2] / ours if peer else None,
         ),
     ]
+    if peer:
+        ours_two, abtem_two = both_cores("ours"), both_cores("abtem")
+        out.append(("abTEM / forward, both cores", "two processes of each", abtem_two / ours_two))
     forward, gradient = medians(
         in_turn(repeats, forward_of(model, columns, lens), gradient_of(model, columns, lens))
     )
@@ -297,11 +320,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("forward.md"))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--memory", type=float)
+    parser.add_argument("--memory", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=("ours", "abtem"), help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", type=int, default=0)
     given = parser.parse_args()
     prepare()
     torch.set_num_threads(given.threads)
+    if given.worker:
+        work(given.worker, given.repeats)
+        return
     if given.memory:
         report_memory(given.memory, given.checkpoint)
         return
