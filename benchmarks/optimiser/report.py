@@ -20,7 +20,7 @@ the same for all methods (paired seeds); it ends when the last target is reached
 or seconds is spent. A simulation is one image: a Jacobian of d columns counts d more, though many of them
 reuse the exit wave or a window. Seconds are CPU time of one thread, simulator and optimiser together.
 Expected running time (ERT) is all that was spent by all runs over the number that succeeded; "–": no run did.
-Methods that come nowhere near the targets got fewer seeds, and a run may be cut off: "success" counts its runs.
+Methods that come nowhere near the targets get fewer seeds; "success" says how many runs there were.
 
 Rough, fair and good targets of our problems: χ² of the *oracle* (least squares from the truth with its
 integers held) plus 0.1 and 0.03 per pixel and plus d, the expected statistical fluctuation of d parameters.
