@@ -112,7 +112,8 @@ def _words(spec: Spec) -> str:
     zone = "".join(str(v) for v in spec.zone)
     return (
         f"{spec.name}: {cell} [{zone}], {spec.field_A:g} Å, {spec.thickness_A:g} Å thick, "
-        f"{spec.dose:g} e/Å², mistilt {spec.mistilt} mrad, stated pixel size × {spec.stated_pixel:g}, shear {spec.shear:g}"
+        f"{spec.dose:g} e/Å², mistilt {spec.mistilt} mrad, stated pixel size × {spec.stated_pixel:g}, "
+        f"shear {spec.shear:g}"
     )
 
 
