@@ -14,12 +14,13 @@ from scipy import ndimage
 from qhrtem.calibrate.lattice import Lattice
 from qhrtem.model.micrograph import Micrograph
 from qhrtem.model.microscope import INDEX, PARAMETERS, Microscope
-from qhrtem.model.twin import Atoms, ColumnTable, Estimate, Gate, Match, Step, Twin
+from qhrtem.model.twin import Atoms, ColumnTable, Estimate, Fitted, Gate, Match, Step, Twin
 from qhrtem.plan import Plan
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.specimen.crystal import atomic_number, shortest_distance
 from qhrtem.specimen.rules import MinimumDistance, NeighbourStep, SurfaceEnergy
 from qhrtem.stages.counts import CountRound, Descent, Profile
+from qhrtem.stages.covariance import imaging_errors, position_errors
 from qhrtem.stages.joint import Refined
 from qhrtem.stages.objective import Bench, State
 from qhrtem.stages.start import Start
@@ -82,7 +83,18 @@ def make_twin(
             _coherence_note(bench, state),
         ),
         provenance=_provenance(plan, micrograph),
+        position_errors=position_errors(
+            evidence.refined, state.columns, keep, sigma, np.sqrt(inflation), start.field.reference_z
+        ),
+        imaging_errors=imaging_errors(evidence.refined, np.sqrt(inflation)),
+        fitted=_fitted(bench, state, keep),
     )
+
+
+def _fitted(bench: Bench, state: State, keep: NDArray[np.int64]) -> Fitted:
+    field = bench.model.field
+    diffuse = torch.as_tensor(state.diffuse, dtype=torch.float32).expand(field.image_grid.shape)
+    return Fitted(state.columns, keep, state.microscope, field, diffuse.cpu().numpy().copy())
 
 
 def _coherence_note(bench: Bench, state: State) -> str:
