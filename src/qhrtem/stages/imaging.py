@@ -29,6 +29,7 @@ from qhrtem.stages.cell import RepeatedCell
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Evaluate = Callable[[int, Floats, Callable[[Floats], float]], float]  # trial number, vector, objective
 TILE_SIGMA_A = 3.0  # Gaussian window over which cells are averaged
 RESOLUTION_A = 0.85  # finest image spacing compared
 THICKEST_A = 130.0
@@ -127,7 +128,7 @@ class CellMatch:
     def __init__(
         self, averages: CellAverages, projection: Projection, frame: Floats, symmetry: Floats, energy: float
     ) -> None:
-        self.averages, self.projection = averages, projection
+        self.averages, self.projection, self.symmetry = averages, projection, symmetry
         self.frame = symmetry @ frame
         slices = int(THICKEST_A / projection.plane)
         self.cell = RepeatedCell(projection, self.frame, energy, slices)
@@ -240,26 +241,31 @@ def search(
     seed: int,
     budget: int,
     report: Callable[[int, float], None] = lambda trials, best: None,
+    evaluate: Evaluate = lambda number, vector, objective: objective(vector),
 ) -> Hypothesis:
     """Return the best lens of one orientation: focus scan, trust-region Bayesian search, least squares.
 
     The objective is the logarithm of the misfit plus the prior; end points of the least squares refinement
-    enter the search, so both compete.
+    enter the search, so both compete. evaluate: gives the value of a numbered trial, by the objective or from
+    memory.
     """
+
+    def objective(vector: Floats) -> float:
+        return float(np.log(match.best(with_searched(microscope, vector))[0]))
+
     scan = scan_focus(match, microscope)
     space = search_space(microscope, scan[0][1])
     optimiser = TrustRegionSearch(space, seed=seed, batch=8)
     start = np.array([microscope[n] for n in SEARCHED])
     for _, c1 in scan[:3]:
         start[0] = np.clip(c1, space.low[0], space.high[0])
-        optimiser.add(start.copy(), np.log(match.best(with_searched(microscope, start))[0]))
+        optimiser.add(start.copy(), objective(start))
     polished = _polish(match, microscope, start_from(optimiser, space))
     optimiser.add(*polished)
     trials = 0
     while trials < budget:
         for trial in optimiser.ask():
-            value = np.log(match.best(with_searched(microscope, trial.vector))[0])
-            optimiser.tell(trial.id, float(value))
+            optimiser.tell(trial.id, evaluate(trial.id, trial.vector, objective))
             trials += 1
         best = optimiser.best
         assert best is not None
