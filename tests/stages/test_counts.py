@@ -11,9 +11,11 @@ import pytest
 from benches import bench_of, with_last
 from qhrtem.model.microscope import INDEX
 from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
-from qhrtem.stages.counts import Descent, Profile, count_round, profile
+from qhrtem.stages.counts import count_round
+from qhrtem.stages.descent import Descent
 from qhrtem.stages.joint import total_cost
 from qhrtem.stages.linearise import linearise, possible_moves
+from qhrtem.stages.move_model import MoveModel, profile
 from qhrtem.stages.objective import State
 from slabs import Slab, slab
 
@@ -129,7 +131,7 @@ def test_descent_finds_the_best_combination(island: Slab) -> None:
     )
 
 
-def cost_of(island: Slab, model: Profile, surface: SurfaceEnergy, option: tuple[int, ...]) -> float:
+def cost_of(island: Slab, model: MoveModel, surface: SurfaceEnergy, option: tuple[int, ...]) -> float:
     """Quadratic cost plus surface energy of one option per column."""
     s = np.zeros(len(model.h))
     first, last = island.columns.first.copy(), island.columns.last.copy()

@@ -25,20 +25,15 @@ def position_errors(
     refined: Refined,
     columns: ColumnModel,
     keep: NDArray[np.int64],
-    sigma: Floats,
     inflation: float,
     reference_z: float,
 ) -> PositionErrors:
     """Return the errors of all element positions of the kept columns.
 
-    sigma: (C, G, 2) claimed standard deviation y, x in Å of the element groups, to which the covariance is
-    scaled; inflation: factor on the standard deviation of the imaging parameters; reference_z: Å, depth at
-    which the refined positions stand.
+    inflation: factor on all standard deviations; reference_z: Å, depth at which the refined positions stand.
     """
     q, p = refined.quadratic, len(refined.quadratic.imaging)
-    raw = np.sqrt(np.diag(refined.covariance))
-    scale = np.concatenate([np.full(p, inflation), [sigma[t] for t in q.tangents] / raw[p:]])
-    covariance = refined.covariance * np.outer(scale, scale)
+    covariance = refined.covariance * inflation**2
     column, element, axis, average, slide = _coordinates(refined, columns, keep, reference_z)
     imaging = covariance[:p, :p]
     # Derivative of the claimed coordinates by everything that was refined.

@@ -33,7 +33,7 @@ from qhrtem.stages.checkpoint import (
     ReachedForm,
     Report,
 )
-from qhrtem.stages.counts import LEAST_CHI2_GAIN, count_round
+from qhrtem.stages.counts import LEAST_CHI2_GAIN, TILTS, count_round
 from qhrtem.stages.imaging import (
     CellAverages,
     CellMatch,
@@ -53,13 +53,14 @@ Floats = NDArray[np.float64]
 
 # Freed first: what an image of a roughly right structure determines. The Debye–Waller scale, C3 and the focal
 # spread trade against thickness; freed while atoms are missing, they absorb the lack and lead into a wrong
-# basin.
+# basin. The mistilt trades against which end of each column the missing atoms are at: freed before the counts
+# are settled it runs away by many mrad, and the ends then settle around it.
 EARLY = (
     *("c1", "a1_x", "a1_y", "b2_x", "b2_y", "a2_x", "a2_y"),
-    *("vibration_xx", "vibration_yy", "vibration_xy", "tilt_x", "tilt_y"),
+    *("vibration_xx", "vibration_yy", "vibration_xy"),
 )
 LENS = (
-    *(*EARLY, "c3", "s3_x", "s3_y", "a3_x", "a3_y"),
+    *(*EARLY, *TILTS, "c3", "s3_x", "s3_y", "a3_x", "a3_y"),
     *("focal_spread", "semi_convergence", "b_scale", "scale"),
 )
 EARLY_ROUNDS = 2
@@ -254,7 +255,8 @@ def structure(plan: Plan, bench: Bench, state: State, start: Start, parts: Parts
         return Reached(state)
 
     def counts(state: State, lens: list[int]) -> Reached:
-        done = count_round(bench, state, lens, state.occupied(), state.occupied(), surface, support, rejected)
+        every = state.occupied()
+        done = count_round(bench, state, lens, every, every, surface, support, rejected, collective=True)
         log("counts", bench.chi2(done.state), f"{done.changed} columns changed")
         return Reached(done.state, done.gain)
 

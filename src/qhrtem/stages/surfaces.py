@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.specimen.rules import Neighbours
-from qhrtem.stages.counts import profile
 from qhrtem.stages.joint import apply_step, total_cost
 from qhrtem.stages.linearise import EndMove, linearise
+from qhrtem.stages.move_model import profile
 from qhrtem.stages.objective import Bench, State
 
 Floats = NDArray[np.float64]
