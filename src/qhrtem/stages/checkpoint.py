@@ -197,6 +197,7 @@ class Reached:
 
     state: State
     number: float = 0.0  # cost or gain, units of χ²
+    undecided: tuple[int, ...] = ()  # columns whose counts a next round should look at
 
 
 @dataclass
@@ -211,6 +212,7 @@ class ReachedForm:
         """Return the snapshot of a state with the counters and the generator as they are now."""
         lens, columns = _save_microscope(value.state.microscope), value.state.columns
         facts: dict[str, Any] = {**lens.facts, "number": float(value.number), "rejected": dict(self.rejected)}
+        facts["undecided"] = list(value.undecided)
         if self.generator is not None:
             facts["generator"] = self.generator.bit_generator.state
         arrays = {**lens.arrays, **{n: getattr(columns, n) for n in COLUMN_ARRAYS}}
@@ -231,7 +233,8 @@ class ReachedForm:
         diffuse: torch.Tensor | float = snapshot.facts.get("diffuse", 0.0)
         if "diffuse" in snapshot.arrays:
             diffuse = torch.from_numpy(snapshot.arrays["diffuse"])
-        return Reached(State(columns, _load_microscope(snapshot), diffuse), snapshot.facts["number"])
+        state = State(columns, _load_microscope(snapshot), diffuse)
+        return Reached(state, snapshot.facts["number"], tuple(snapshot.facts["undecided"]))
 
 
 COLUMN_ARRAYS = ("kind", "cell", "anchor", "frame", "rise", "shift", "first", "last")

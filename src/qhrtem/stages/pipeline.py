@@ -64,6 +64,7 @@ LENS = (
     *("focal_spread", "semi_convergence", "b_scale", "scale"),
 )
 EARLY_ROUNDS = 2
+SETTLED_ROUNDS = 4  # from here on the outline stays and only undecided columns are looked at
 SHIFT = ("shift_x", "shift_y")
 TRIALS = 96  # simulations of the global search over imaging parameters, for each orientation
 TIE = 1.3  # orientations within this factor of the best misfit are kept until the whole field decides
@@ -254,11 +255,11 @@ def structure(plan: Plan, bench: Bench, state: State, start: Start, parts: Parts
         log("positions", bench.chi2(state))
         return Reached(state)
 
-    def counts(state: State, lens: list[int]) -> Reached:
+    def counts(state: State, lens: list[int], moving: list[int]) -> Reached:
         every = state.occupied()
-        done = count_round(bench, state, lens, every, every, surface, support, rejected, collective=True)
+        done = count_round(bench, state, lens, every, moving, surface, support, rejected, collective=True)
         log("counts", bench.chi2(done.state), f"{done.changed} columns changed")
-        return Reached(done.state, done.gain)
+        return Reached(done.state, done.gain, tuple(sorted(done.undecided)))
 
     def outline(state: State, lens: list[int]) -> Reached:
         state, changed = outline_round(bench, state, lens, state.occupied(), eligible(start), neighbours)
@@ -272,10 +273,12 @@ def structure(plan: Plan, bench: Bench, state: State, start: Start, parts: Parts
 
     log.done = 0.25
     state = parts("positions", partial(positions, state), form).state
+    done = Reached(state)
     for number in range(COUNT_ROUNDS):
         log.done = 0.3 + 0.45 * min(number / USUAL_ROUNDS, 1.0)
         lens = _free(state, EARLY if number < EARLY_ROUNDS else LENS)
-        done = parts(f"counts {number}", partial(counts, state, lens), form)
+        moving = list(done.undecided) if number >= SETTLED_ROUNDS else state.occupied()
+        done = parts(f"counts {number}", partial(counts, state, lens, moving), form)
         state = done.state
         if number in (0, 1, 3):
             state = parts(f"surfaces {number}", partial(outline, state, lens), form).state
