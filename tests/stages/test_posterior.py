@@ -58,7 +58,7 @@ def test_marginals_are_those_of_every_combination(island: Slab) -> None:
         assert found.sum() == pytest.approx(1)
         assert np.abs(found - exact).max() < 0.05
     assert max(p.max() for p in marginals.probability) < 0.999  # so dim that something is open
-    spread = np.array([model.follow @ model.picked(np.array(c)) for c in every])
+    spread = np.array([model.step(model.picked(np.array(c))) for c in every])
     spread = spread - weight @ spread
     exact_variance = (weight[:, None] * spread**2).sum(0)
     assert np.allclose(np.diag(marginals.continuous), exact_variance, rtol=0.35, atol=1e-9)

@@ -101,7 +101,7 @@ def collective_moves(descent: Descent, support: NeighbourStep, index: list[int])
     best, model = descent, descent.model
     lowest = descent.cost()
     for lean in LEAN:
-        present = model.offset[index] - model.follow[index] @ best.picked()
+        present = model.step(best.picked())[index]
         value = present + np.array(lean)[: len(index)] / TILT_STEP
         held = Descent(descent.columns, model.held(index, value), descent.surface, support)
         held.adopt(best.chosen)
@@ -139,6 +139,5 @@ def _applied(state: State, quadratic: Quadratic, descent: Descent, take: list[in
     chosen = np.zeros_like(descent.chosen)
     chosen[take] = descent.chosen[take]
     model = descent.model
-    step = model.offset - model.follow @ model.picked(chosen)
-    stepped = apply_step(state, quadratic, step)
+    stepped = apply_step(state, quadratic, model.step(model.picked(chosen)))
     return replace(stepped, columns=stepped.columns.with_ends(*model.ends(state.columns, chosen)))

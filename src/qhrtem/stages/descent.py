@@ -22,6 +22,8 @@ class _Local:
     own: Ints  # (m,) its moves
     pick: Floats  # (S, m) which moves make up each option
     coupling: Floats  # (m, m) of its own moves
+    beside: Ints  # (b,) moves that its own are coupled to directly
+    pulls: Floats  # (m, b) how
     square: Floats  # (S,) cost of each option's moves among themselves
     surface: Floats  # (S, 2) Å, entrance and exit surface
     near: Ints  # (k,)
@@ -36,7 +38,10 @@ class Descent:
     ) -> None:
         self.columns, self.model, self.surface = columns, model, surface
         self.chosen = np.zeros(len(model.options), dtype=np.int64)
-        self.field = -2 * model.h  # derivative of the cost with respect to each move, without its own square
+        # Derivative of the cost with respect to each move, without its own square: what neighbours do, and
+        # what all chosen moves do through the imaging parameters.
+        self.field = -2 * model.h
+        self.along = np.zeros(len(model.reach))
         self.place = np.full(len(columns), -1)
         self.place[[o.column for o in model.options]] = np.arange(len(model.options))
         self.depth = np.stack(columns.surfaces(), axis=1)  # (C, 2) Å, both surfaces as chosen
@@ -47,7 +52,11 @@ class Descent:
     def _prepare(self, columns: ColumnModel, o: Options) -> _Local:
         own = np.array(sorted({m for moves in o.moves for m in moves}), dtype=np.int64)
         pick = np.array([[m in moves for m in own] for moves in o.moves], dtype=float)
-        coupling = self.model.g[np.ix_(own, own)]
+        rows = self.model.near[own]
+        beside = np.unique(rows.indices).astype(np.int64)
+        pulls = rows[:, beside].toarray()
+        reach = self.model.reach[:, own]
+        coupling = pulls[:, np.searchsorted(beside, own)] - reach.T @ self.model.answer @ reach
         c = np.full(len(o.first), o.column)
         at = columns.site_depth
         top = (at(c, o.first) + at(c, o.first - 1)) / 2
@@ -56,7 +65,9 @@ class Descent:
         near = near[columns.last[near] >= columns.first[near]]
         allowed = unavoidable_step(columns, np.full(len(near), o.column), near)
         square = np.einsum("sm,mn,sn->s", pick, coupling, pick)
-        return _Local(own, pick, coupling, square, np.stack([top, bottom], axis=1), near, allowed)
+        return _Local(
+            own, pick, coupling, beside, pulls, square, np.stack([top, bottom], axis=1), near, allowed
+        )
 
     def _barred(self, p: _Local, support: NeighbourStep) -> Floats:
         """Infinite cost where an option breaks the support rule; staying is always allowed."""
@@ -71,7 +82,9 @@ class Descent:
     def local_cost(self, n: int) -> Floats:
         """Return the cost of every option of column number n of the options, others as chosen."""
         p = self.local[n]
-        cost = p.pick @ (self.field[p.own] - 2 * p.coupling @ p.pick[self.chosen[n]]) + p.square
+        through = 2 * (self.model.answer @ self.along) @ self.model.reach[:, p.own]
+        slope = self.field[p.own] - through - 2 * p.coupling @ p.pick[self.chosen[n]]
+        cost = p.pick @ slope + p.square
         if len(p.near):
             step = p.surface[:, None, :] - self.depth[p.near][None]
             cost = cost + self.surface.pair_cost(step, p.allowed[None, :, None]).sum((1, 2))
@@ -82,7 +95,8 @@ class Descent:
         p = self.local[n]
         change = p.pick[option] - p.pick[self.chosen[n]]
         if change.any():
-            self.field += 2 * change @ self.model.g[p.own]
+            self.field[p.beside] += 2 * change @ p.pulls
+            self.along += self.model.reach[:, p.own] @ change
         self.chosen[n] = option
         self.depth[self.model.options[n].column] = p.surface[option]
 
@@ -142,9 +156,8 @@ class Descent:
 
     def cost(self) -> float:
         """Return the change of cost by the chosen options, surface energy included."""
-        s = self.picked()
         surface = self.surface.cost(self.columns.with_ends(*self.model.ends(self.columns, self.chosen)))
-        return float(-2 * self.model.h @ s + s @ self.model.g @ s + surface - self.surface.cost(self.columns))
+        return self.model.cost(self.picked()) + surface - self.surface.cost(self.columns)
 
     def margins(self) -> Floats:
         """Return by how much (χ²) the second best option of each column, others as chosen, is behind."""

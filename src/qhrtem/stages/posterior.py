@@ -54,5 +54,6 @@ def sample(
                 descent.choose(int(n), drawn)
         if number >= 0:
             walk[number] = descent.picked()
-    moved = (walk - walk.mean(0)) @ model.follow.T
-    return Marginals([t / sweeps for t in total], moved.T @ moved / sweeps)
+    moved = np.stack([model.step(s) for s in walk])
+    moved -= moved.mean(0)
+    return Marginals([t / t.sum() for t in total], moved.T @ moved / sweeps)

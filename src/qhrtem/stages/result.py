@@ -198,7 +198,7 @@ def undecided(columns: ColumnModel, evidence: Evidence, inflation: float, seed: 
 
 def with_undecided(refined: Refined, marginals: Marginals, inflation: float) -> Refined:
     """Return the refinement with what undecided ends add to its covariance, which is later inflated."""
-    return replace(refined, covariance=refined.covariance + marginals.continuous / inflation)
+    return replace(refined, undecided=marginals.continuous / inflation)
 
 
 def count_probability(
@@ -216,7 +216,7 @@ def count_probability(
         ends = zip(o.first, o.last, strict=True)
         counts = [_content(columns, o.column, int(first), int(last)) for first, last in ends]
         same = np.array([c == counts[chosen[n]] for c in counts])
-        out[o.column] = float(marginals.probability[n][same].sum())
+        out[o.column] = min(float(marginals.probability[n][same].sum()), 1.0)
     return out / (1 + sum(np.exp(-0.5 * b / inflation) for b in evidence.behind))
 
 

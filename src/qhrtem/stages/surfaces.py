@@ -75,12 +75,12 @@ def outline_round(
         return state, 0
     quadratic = linearise(bench, state, imaging, positions, moves)
     model = profile(state, quadratic)
-    chosen = _greedy(model.h, model.g)
+    chosen = _greedy(model.h, model.dense())
     before = total_cost(bench, state, imaging)
     while chosen:
         picked = np.zeros(len(model.h))
         picked[chosen] = 1
-        trial = apply_step(state, quadratic, model.offset - model.follow @ picked)
+        trial = apply_step(state, quadratic, model.step(picked))
         last = trial.columns.last.copy()
         for m in chosen:
             last[quadratic.moves[m].column] += quadratic.moves[m].sites
