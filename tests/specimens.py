@@ -69,7 +69,11 @@ def twin_of_crystal(
     return Twin(
         columns=table,
         atoms=_atoms(columns, places, field.to_field(np.zeros(2)), local_A),
-        microscope=(Estimate("high_tension_kV", "high tension", 300.0, np.nan, "kV", False),),
+        microscope=(
+            Estimate("high_tension_kV", "high tension", 300.0, np.nan, "kV", False),
+            Estimate("c1_nm", "C1", 5.5, 0.1, "nm", True),
+            Estimate("a1_x_nm", "A1 x", 0.2, 0.2, "nm", True),
+        ),
         match=_match(field.image_shape),
         pixel_size_A=pixel,
         lattice_px=columns.projection.vectors @ columns.frame / pixel,
@@ -79,7 +83,7 @@ def twin_of_crystal(
         gates=(Gate("columns", 9.0, 6.0, True, "Columns needed."),),
         history=(Step("joint", 0, 1.0, 1.0),),
         position_errors=_errors(places, elements, local_A, common_A),
-        imaging_errors=ImagingErrors(("c1_nm",), np.array([[0.01]])),
+        imaging_errors=ImagingErrors(("c1_nm", "a1_x_nm"), np.array([[0.01, 0.004], [0.004, 0.04]])),
         fitted=Fitted(columns, n, made.microscope, field, np.zeros(field.image_grid.shape, np.float32)),
     )
 

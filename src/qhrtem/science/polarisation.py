@@ -4,8 +4,8 @@ In a projection along a zone axis only the two components across the beam are se
 own are placed by the image. Anions that share a column with a heavier atom are not: what the fit says of them
 is an asymmetry of a strong peak, which a model error of one per cent shifts by several picometres, the same
 way in many columns. Off-centring therefore uses by default the part of the cage that the image determines,
-which in a centrosymmetric crystal has the centre of the whole cage; and polarisation places shared anions beside
-their heavy atom as the ideal crystal does, with an error that all cells have in common.
+which in a centrosymmetric crystal has the centre of the whole cage; and polarisation places shared anions
+beside their heavy atom as the ideal crystal does, with an error that all cells have in common.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.spatial import cKDTree
 
@@ -57,9 +57,10 @@ class CellMap:
         """Standard deviations (N, 2)."""
         return self.vectors.sigma.reshape(-1, 2)
 
-    def along(self, direction: Floats) -> JointEstimate:
+    def along(self, direction: ArrayLike) -> JointEstimate:
         """Return the component (N,) along a direction (x, y) of the image, made a unit vector."""
-        unit = np.asarray(direction, dtype=float) / np.linalg.norm(direction)
+        unit = np.asarray(direction, dtype=float)
+        unit = unit / np.linalg.norm(unit)
         return self.vectors.combined(np.kron(np.eye(len(self.column)), unit[None]))
 
     def principal_direction(self) -> Floats:
