@@ -15,6 +15,7 @@ Bools = NDArray[np.bool_]
 RIM_A = 6.0  # beyond the lattice found, thin rims and delocalised fringes of the crystal itself
 SMALLEST_A = 5.0  # edge of the smallest area that is reported
 ROUGH = 2.5  # roughness over that of noise from which an area is not vacuum
+AREA, MOST_MISSING = 9, 0.3  # pixels; share of them missing from which they are an area
 LEVEL = 0.06  # departure of the smoothed level from vacuum that is no vacuum, relative
 
 
@@ -33,6 +34,11 @@ def foreign_area(micrograph: Micrograph, crystal: Bools, pixel_A: float) -> Bool
     found = ndimage.binary_opening(strange & away, iterations=max(round(SMALLEST_A / 2 / pixel_A / 2), 1))
     # The rim of what is strange is strange too, but the crystal keeps its own.
     return np.asarray(_grown(found, 2.0 / pixel_A) & ~crystal) if found.any() else found
+
+
+def unusable_area(valid: Bools) -> Bools:
+    """Return where unusable pixels make up an area; single ones, left out of means, do no harm."""
+    return np.asarray(ndimage.uniform_filter((~valid).astype(float), AREA) > MOST_MISSING)
 
 
 def _grown(mask: Bools, pixels: float) -> Bools:

@@ -110,9 +110,7 @@ def _starts(peaks: Peaks, refl: Reflections, aspect: float) -> list[Floats]:
     return out
 
 
-def _fitted(
-    frame: Floats, peaks: Peaks, vectors: Floats, resolution: float, aspect: float
-) -> Floats | None:
+def _fitted(frame: Floats, peaks: Peaks, vectors: Floats, resolution: float, aspect: float) -> Floats | None:
     """Fit the reciprocal lattice to the spots near its points; None where it degenerates or bends."""
     for slack in (0.03, 0.012, 0.004):
         basis = vectors @ frame  # rows: lattice vectors, pixels

@@ -125,7 +125,9 @@ def _levels(
                 "vacuum_counts (mean counts without specimen) in [image]"
             )
         level = vacuum.level
-        notes.append(f"The vacuum level was taken from the image: {level:.1f} ± {vacuum.level_sigma:.1f} counts.")
+        notes.append(
+            f"The vacuum level was taken from the image: {level:.1f} ± {vacuum.level_sigma:.1f} counts."
+        )
     elif vacuum is not None and abs(vacuum.level - level) > 0.03 * abs(level) + 5 * vacuum.level_sigma:
         notes.append(
             f"A flat area of the image has {vacuum.level:.1f} counts, the plan gives {level:.1f} for vacuum; "
@@ -134,7 +136,9 @@ def _levels(
     offset = plan.offset_counts
     if offset is None:
         offset = 0.0
-        notes.append("The detector offset was not given; 0 counts were assumed." + _offset_hint(transfer, level))
+        notes.append(
+            "The detector offset was not given; 0 counts were assumed." + _offset_hint(transfer, level)
+        )
     span = level - offset
     if not span > 0:
         raise InputError(

@@ -271,7 +271,7 @@ def _evidence(spectrum: Spectrum, refl: Reflections, frame: Floats) -> float:
     return float(np.median(np.sort(value)[len(value) // 2 :])) if len(value) >= 2 else 0.0
 
 
-def lattice_area(flat: Floats, refl: Reflections, frame: Floats, sigma_A: float = 2.2) -> NDArray[np.bool_]:
+def lattice_area(flat: Floats, refl: Reflections, frame: Floats, sigma_A: float = 1.8) -> NDArray[np.bool_]:
     """Return pixels where the lattice is present: local power of the strongest reflections over the noise."""
     per_A = float(np.sqrt(abs(np.linalg.det(frame))))
     f = refl.g @ np.linalg.inv(frame).T

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from qhrtem.calibrate.area import unusable_area
 from qhrtem.calibrate.reflections import Reflections
 from qhrtem.calibrate.spectrum import NYQUIST_SHARE, amplitudes
 
@@ -46,7 +47,9 @@ def refine_frame(
     """
     per_A = float(np.sqrt(abs(np.linalg.det(frame))))
     sigma = WINDOW_A * per_A
-    inner = ndimage.binary_erosion(crystal & valid, iterations=max(int(sigma), 1), border_value=0)
+    inner = ndimage.binary_erosion(
+        crystal & ~unusable_area(valid), iterations=max(int(sigma), 1), border_value=0
+    )
     step = sigma * max(1.0, np.sqrt(inner.sum() / (MOST_PLACES * sigma**2)))
     place = _raster(inner, step)
     if len(place) < FEWEST_PLACES:
@@ -76,9 +79,7 @@ def _raster(inner: NDArray[np.bool_], step: float) -> Floats:
     return np.array([(r, c) for r in rows for c in cols if inner[int(r), int(c)]]).reshape(-1, 2)
 
 
-def _displacements(
-    flat: Floats, inner: NDArray[np.bool_], place: Floats, f: Floats, sigma: float
-) -> Floats:
+def _displacements(flat: Floats, inner: NDArray[np.bool_], place: Floats, f: Floats, sigma: float) -> Floats:
     """Return the displacement (P, 2) row, col in pixels that the phases at each place ask for."""
     rows, cols = flat.shape
     mean = amplitudes(flat, inner.astype(float), f)

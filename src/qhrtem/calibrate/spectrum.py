@@ -109,9 +109,7 @@ class Spectrum:
             height = self.snr[r, c]
             # Weak maxima beside a strong spot are the side lobes of the window and of the crystal's outline.
             distance = [min(np.hypot(*(f - g)), np.hypot(*(f + g))) for g in frequency]
-            if any(
-                d < 6 * self.resolution and height < 0.02 * s for d, s in zip(distance, snr, strict=True)
-            ):
+            if any(d < 6 * self.resolution and height < 0.02 * s for d, s in zip(distance, snr, strict=True)):
                 continue
             frequency.append(f)
             snr.append(float(height))

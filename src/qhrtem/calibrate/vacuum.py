@@ -26,7 +26,9 @@ class Vacuum:
     level: float  # mean
     level_sigma: float  # one standard deviation, uneven illumination included
     variance: float  # of a pixel
-    low_frequency: float  # variance per pixel of sums over squares: what the pixels' noise has in common shows
+    low_frequency: (
+        float  # variance per pixel of sums over squares: what the pixels' noise has in common shows
+    )
     pixels: int
 
     @property
