@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -149,16 +149,27 @@ class LatticeForm:
     """The registered lattice."""
 
     def save(self, value: Lattice) -> Snapshot:
-        """Return the snapshot of a lattice."""
-        names = ("pixel_size_A", "rotation_deg", "shear", "evidence")
-        facts = {n: float(getattr(value, n)) for n in names}
-        return Snapshot(facts, {n: getattr(value, n) for n in ("frame", "vectors", "crystal")})
+        """Return the snapshot of a lattice; numbers that are not known are None."""
+        facts: dict[str, Any] = {}
+        arrays: dict[str, NDArray[Any]] = {}
+        for f in fields(Lattice):
+            part = getattr(value, f.name)
+            if isinstance(part, np.ndarray):
+                arrays[f.name] = part
+            elif f.name == "notes":
+                facts[f.name] = list(part)
+            else:
+                facts[f.name] = float(part) if math.isfinite(part) else None
+        return Snapshot(facts, arrays)
 
     def load(self, snapshot: Snapshot) -> Lattice:
         """Return the lattice of a snapshot."""
-        a, f = snapshot.arrays, snapshot.facts
-        numbers = (f["pixel_size_A"], f["rotation_deg"], f["shear"], f["evidence"])
-        return Lattice(a["frame"], a["vectors"], *numbers, a["crystal"])
+        parts: dict[str, Any] = dict(snapshot.arrays)
+        for f in fields(Lattice):
+            if f.name not in parts:
+                value = snapshot.facts[f.name]
+                parts[f.name] = math.nan if value is None else value
+        return Lattice(**{**parts, "notes": tuple(parts["notes"])})
 
 
 class RankingForm:

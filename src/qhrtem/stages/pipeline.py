@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qhrtem.calibrate.intensity import normalise
+from qhrtem.calibrate.area import foreign_area
+from qhrtem.calibrate.intensity import SQUARE, mean_pitch, normalise, planned_pitch
 from qhrtem.calibrate.lattice import Lattice, register
 from qhrtem.errors import InputError, QualityError
 from qhrtem.model.diffuse import diffuse_image
@@ -95,45 +96,51 @@ def fit_image(
         averages, hypotheses = imaging(plan, micrograph, lattice, projection, parts)
         bench, state, start, others = choose(micrograph, lattice, projection, averages, hypotheses, parts)
         state, evidence = structure(plan, bench, state, start, parts)
-        notes = (*crystal.notes, *micrograph.notes, *_assumed(plan, raw), *others)
+        notes = (*crystal.notes, *micrograph.notes, *lattice.notes, *_assumed(plan, raw), *others)
         return make_twin(plan, bench, state, start, lattice, micrograph, evidence, tuple(log.steps), notes)
 
 
 def calibrate(plan: Plan, raw: RawImage, projection: Projection, parts: Parts) -> tuple[Micrograph, Lattice]:
     """Return the image on the absolute scale and the lattice in it."""
-    pixel = stated_pixel(plan, raw)
-    micrograph = normalise(raw, plan.image, pixel)
+    stated = stated_pixel(plan, raw)
+    micrograph = normalise(raw, plan.image, mean_pitch(stated))
 
     def registered() -> Lattice:
-        found = register(micrograph.intensity, micrograph.valid, pixel, projection, raw.path)
+        found = register(micrograph.intensity, micrograph.valid, stated, projection, raw.path)
+        against = ""
+        if stated is not None:
+            against = f" ({100 * (found.pixel_size_A / mean_pitch(stated) - 1):+.2f} %)"
         parts.log.done = 0.04
         parts.log(
             "calibrate",
             float("nan"),
-            f"pixel {found.pixel_size_A:.4f} Å ({100 * (found.pixel_size_A / pixel - 1):+.2f} %), "
+            f"pixel {found.pixel_size_A:.4f} Å{against}, "
             f"rotation {found.rotation_deg:.2f}°, {100 * found.crystal.mean():.0f} % crystal",
         )
         return found
 
-    return micrograph, parts("calibrate", registered, LatticeForm())
-
-
-def stated_pixel(plan: Plan, raw: RawImage) -> float:
-    """Return the pixel size in Å that the plan or else the file states."""
-    if plan.image.pixel_size_A is not None:
-        return plan.image.pixel_size_A
-    if raw.pixel_size_A is None:
-        raise InputError(
-            f"{raw.path}: the file states no pixel size; give pixel_size_A in [image] (within 12 %, the "
-            "lattice refines it)"
+    lattice = parts("calibrate", registered, LatticeForm())
+    foreign = foreign_area(micrograph, lattice.crystal, lattice.pixel_size_A)
+    if foreign.any():
+        note = (
+            f"{100 * foreign.mean():.1f} % of the image is neither this lattice nor vacuum and is left out."
         )
-    row, col = raw.pixel_size_A
-    if abs(row / col - 1) > 0.02:
+        micrograph = replace(micrograph, valid=micrograph.valid & ~foreign, notes=(*micrograph.notes, note))
+    return micrograph, lattice
+
+
+def stated_pixel(plan: Plan, raw: RawImage) -> tuple[float, float] | None:
+    """Return the (row, col) pixel pitch in Å that the plan or else the file states, None where neither does.
+
+    Raises InputError where a fit cannot use the pixels: the lens is simulated on square ones.
+    """
+    stated = planned_pitch(plan.image, raw)
+    if stated is not None and abs(stated[0] / stated[1] - 1) > SQUARE:
         raise InputError(
-            f"{raw.path}: pixels must be square, the file states {row:g} × {col:g} Å; "
+            f"{raw.path}: pixels must be square for a fit, the file states {stated[0]:g} × {stated[1]:g} Å; "
             "resample the image first"
         )
-    return float(np.sqrt(row * col))
+    return stated
 
 
 def imaging(
@@ -357,6 +364,6 @@ def _assumed(plan: Plan, raw: RawImage) -> tuple[str, ...]:
         out.append("The focal spread was not given; 3.0 ± 0.3 nm was assumed.")
     if plan.microscope.semi_convergence_mrad is None:
         out.append("The semi-convergence was not given; 0.3 ± 0.1 mrad was assumed.")
-    if plan.image.pixel_size_A is None:
+    if plan.image.pixel_size_A is None and raw.pixel_size_A is not None:
         out.append(f"The pixel size was taken from the file ({raw.path}) as a starting value.")
     return tuple(out)

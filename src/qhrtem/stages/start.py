@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from qhrtem.calibrate.finder import present_columns
 from qhrtem.calibrate.lattice import Lattice
 from qhrtem.model.forward import MARGIN_A, Field, make_field
 from qhrtem.model.micrograph import Micrograph
@@ -97,7 +98,15 @@ def start_field(
     columns = lattice_columns(projection, origin, hypothesis.frame, (low[0], low[1], high[0], high[1]))
     detector = field.to_detector(columns.anchor)
     inside = np.clip(np.round(detector).astype(int), 0, np.array([ny - 1, nx - 1]))
-    crystal = lattice.crystal[inside[:, 0], inside[:, 1]]
+    crystal = present_columns(
+        micrograph.intensity,
+        micrograph.valid,
+        detector,
+        columns.kind,
+        lattice.crystal,
+        pixel,
+        float(np.sqrt(micrograph.variance(np.ones(1))[0])),
+    )
     thickness = thickness_at(np.clip(detector, 0, np.array([ny - 1, nx - 1])), averages, hypothesis, plane)
     filled = columns.filled(MID_PLANE_A - thickness / 2, MID_PLANE_A + thickness / 2)
     last = np.where(crystal, filled.last, filled.first - 1)
