@@ -170,7 +170,8 @@ def _claims(twin: Twin) -> dict[str, str]:
 
 
 def _write_h5(twin: Twin, path: Path) -> None:
-    with h5py.File(path, "w") as file:
+    # In memory first: HDF5 does not survive a disk that fills up while it writes.
+    with h5py.File(path, "w", driver="core", backing_store=False) as file:
         file.attrs["format"] = FORMAT
         file.attrs["version"] = VERSION
         for name, unit in SCALAR_UNITS.items():
@@ -191,6 +192,9 @@ def _write_h5(twin: Twin, path: Path) -> None:
         _put_strings(file, "notes", twin.notes)
         _put_strings(file, "provenance/name", tuple(twin.provenance))
         _put_strings(file, "provenance/value", tuple(twin.provenance.values()))
+        file.flush()
+        content = file.id.get_file_image()
+    path.write_bytes(content)
 
 
 def _read_h5(file: h5py.File) -> Twin:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -122,7 +122,7 @@ class Parts:
         """Return the result of a part, remembered or made now; its steps enter the history either way."""
         found = self.memory.recall(name)
         if found is not None:
-            self.log.restore([_step(s) for s in found.facts["steps"]])
+            self.log.restore([step_of(s) for s in found.facts["steps"]])
             return form.load(found)
         before = len(self.log.steps)
         snapshot = form.save(make())
@@ -139,7 +139,8 @@ def _record(step: Step) -> list[Any]:
     return [step.stage, step.iteration, chi2, seconds, step.note, done]
 
 
-def _step(record: list[Any]) -> Step:
+def step_of(record: list[Any]) -> Step:
+    """Return the step of a history that a snapshot holds as a list."""
     stage, iteration, chi2, seconds, note, done = record
     chi2, seconds, done = (math.nan if v is None else v for v in (chi2, seconds, done))
     return Step(stage, iteration, chi2, seconds, note, done)
@@ -150,15 +151,14 @@ class LatticeForm:
 
     def save(self, value: Lattice) -> Snapshot:
         """Return the snapshot of a lattice."""
-        names = ("pixel_size_A", "rotation_deg", "shear", "evidence")
-        facts = {n: float(getattr(value, n)) for n in names}
-        return Snapshot(facts, {n: getattr(value, n) for n in ("frame", "vectors", "crystal")})
+        held = {f.name: getattr(value, f.name) for f in fields(Lattice)}
+        arrays = {k: v for k, v in held.items() if isinstance(v, np.ndarray)}
+        return Snapshot({k: float(v) for k, v in held.items() if k not in arrays}, arrays)
 
     def load(self, snapshot: Snapshot) -> Lattice:
         """Return the lattice of a snapshot."""
-        a, f = snapshot.arrays, snapshot.facts
-        numbers = (f["pixel_size_A"], f["rotation_deg"], f["shear"], f["evidence"])
-        return Lattice(a["frame"], a["vectors"], *numbers, a["crystal"])
+        held: dict[str, Any] = {**snapshot.facts, **snapshot.arrays}
+        return Lattice(**{f.name: held[f.name] for f in fields(Lattice)})
 
 
 class RankingForm:
