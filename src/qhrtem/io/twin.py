@@ -173,7 +173,8 @@ def _claims(twin: Twin) -> dict[str, str]:
 
 
 def _write_h5(twin: Twin, path: Path) -> None:
-    with h5py.File(path, "w") as file:
+    # In memory first: HDF5 does not survive a disk that fills up while it writes.
+    with h5py.File(path, "w", driver="core", backing_store=False) as file:
         file.attrs["format"] = FORMAT
         file.attrs["version"] = VERSION
         for name, unit in SCALAR_UNITS.items():
@@ -197,6 +198,9 @@ def _write_h5(twin: Twin, path: Path) -> None:
         write_errors(file, twin.position_errors, twin.imaging_errors)
         write_fitted(file, twin.fitted)
         link_images(file, twin)
+        file.flush()
+        content = file.id.get_file_image()
+    path.write_bytes(content)
 
 
 def _read_h5(file: h5py.File) -> Twin:

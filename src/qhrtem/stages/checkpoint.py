@@ -122,7 +122,7 @@ class Parts:
         """Return the result of a part, remembered or made now; its steps enter the history either way."""
         found = self.memory.recall(name)
         if found is not None:
-            self.log.restore([_step(s) for s in found.facts["steps"]])
+            self.log.restore([step_of(s) for s in found.facts["steps"]])
             return form.load(found)
         before = len(self.log.steps)
         snapshot = form.save(make())
@@ -139,7 +139,8 @@ def _record(step: Step) -> list[Any]:
     return [step.stage, step.iteration, chi2, seconds, step.note, done]
 
 
-def _step(record: list[Any]) -> Step:
+def step_of(record: list[Any]) -> Step:
+    """Return the step of a history that a snapshot holds as a list."""
     stage, iteration, chi2, seconds, note, done = record
     chi2, seconds, done = (math.nan if v is None else v for v in (chi2, seconds, done))
     return Step(stage, iteration, chi2, seconds, note, done)
