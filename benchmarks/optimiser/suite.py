@@ -12,7 +12,7 @@ from optimiser.column_fits import counts8_2, joint, positions12
 from optimiser.problem import Problem
 from optimiser.repeated import imaging22
 
-TILT_MRAD = (2.4, 1.8)  # 3 mrad
+TILT_MRAD = 3.0
 WRONG_B = 1.5
 
 
@@ -31,13 +31,13 @@ PROBLEMS: dict[str, Entry] = {
     "ackley20": Entry(ackley20, 1000, 4.0, False, "20 continuous; minimum moved at random"),
     "mixed_ackley": Entry(mixed_ackley, 500, 4.0, False, "10 binary + 3 continuous"),
     "styblinski_tang40": Entry(styblinski_tang40, 1000, 4.0, False, "40 continuous"),
-    "imaging22": Entry(imaging22, 10000, 14.0, True, "21 imaging parameters + thickness, one repeated cell"),
+    "imaging22": Entry(imaging22, 40000, 15.0, True, "21 imaging parameters + thickness, one repeated cell"),
     "imaging22_dwf": Entry(
-        partial(imaging22, name="imaging22_dwf", b_scale=WRONG_B), 10000, 14.0, True,
+        partial(imaging22, name="imaging22_dwf", b_scale=WRONG_B), 40000, 15.0, True,
         "the same, Debye-Waller parameters of the model 1.5 times too large",
     ),
     "imaging22_tilt": Entry(
-        partial(imaging22, name="imaging22_tilt", tilt=TILT_MRAD), 10000, 14.0, True,
+        partial(imaging22, name="imaging22_tilt", tilt=TILT_MRAD), 40000, 15.0, True,
         "the same, target tilted by 3 mrad, from Kirkland form factors on pixels half as large, 15 foci",
     ),
     "positions12": Entry(positions12, 1500, 5.0, True, "y and x of 6 columns"),

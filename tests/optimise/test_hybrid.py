@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qhrtem.optimise.hybrid import Experience, HybridSearch, favoured
+from qhrtem.optimise.competition import Experience, favoured
+from qhrtem.optimise.hybrid import HybridSearch
 from qhrtem.optimise.protocol import Trial
 from qhrtem.optimise.space import LinearRule, Parameter, SearchSpace
 
