@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from qhrtem.stages.move_model import MoveModel
+from benches import bench_of, with_last
+from qhrtem.model.microscope import INDEX
+from qhrtem.stages.joint import GROUP_SIGMA_A, IDEAL_SIGMA_A
+from qhrtem.stages.linearise import linearise, possible_moves, prior_normal
+from qhrtem.stages.move_model import MoveModel, profile
+from qhrtem.stages.objective import State
+from slabs import slab
 
 
 def random_model(seed: int, lens: int = 3, positions: int = 4, moves: int = 5) -> tuple[MoveModel, dict]:
@@ -66,3 +72,34 @@ def test_holding_a_parameter_where_it_would_go_changes_nothing_for_that_choice()
     held = model.held([0, 1], where)
     slope = -2 * model.h + 2 * model.dense() @ s
     assert np.allclose(-2 * held.h + 2 * held.dense() @ s, slope, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_columns_beyond_each_others_windows_follow_through_the_lens() -> None:
+    """On an island wider than two windows the local elimination agrees with that of the whole matrix."""
+    island = slab(shape=(150, 40), radius=12.0)
+    columns = island.columns
+    middle = float(np.median(columns.anchor[:, 1]))
+    line = [int(c) for c in np.flatnonzero(np.abs(columns.anchor[:, 1] - middle) < 1.5)]
+    reach = np.ptp(columns.anchor[line, 0])
+    assert reach > 20  # Å, twice a window
+    state = State(columns, island.microscope)
+    bench = bench_of(island, with_last(columns, {line[0]: -1, line[-1]: -1}), electrons=5000.0)
+    moving = {c: possible_moves(columns, c) for c in (line[0], line[len(line) // 2], line[-1])}
+    q = linearise(bench, state, [INDEX["c1"], INDEX["tilt_x"]], line, moving)
+    model = profile(state, q)
+    k = q.continuous
+    prior, slope = prior_normal(state, q, IDEAL_SIGMA_A, GROUP_SIGMA_A)
+    a, cross = q.matrix.dense()[:k, :k] + prior.dense(), q.matrix.dense()[:k, k:]
+    gradient = q.gradient[:k] + slope
+    g = q.matrix.dense()[k:, k:] - cross.T @ np.linalg.solve(a, cross)
+    h = q.gradient[k:] - cross.T @ np.linalg.solve(a, gradient)
+    scale = np.sqrt(np.diag(g))
+    assert (np.abs(model.dense() - g) / np.outer(scale, scale)).max() < 5e-3
+    assert np.allclose(model.h, h, rtol=1e-5, atol=1e-4 * np.abs(h).max())
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        s = (rng.random(len(h)) < 0.3).astype(float)
+        step = np.linalg.solve(a, gradient - cross @ s)
+        sigma = np.sqrt(np.diag(np.linalg.inv(a)))
+        assert (np.abs(model.step(s) - step) / sigma).max() < 0.1
