@@ -67,7 +67,7 @@ class Spec:
     thickness_A: float = 32.0  # mean over the field
     wedge_A: float = 10.0  # thicker by this at the far end than at the edge
     roughness_A: float = 1.6
-    vacuum_A: float = 7.0
+    vacuum_A: float = 7.0  # from the left of an unturned image to the edge
     off_centre: dict[str, float] = field(default_factory=dict)  # Å along image y far from the edge
     decay_A: float = 10.0
     mistilt: tuple[float, float] = (1.0, -1.0)
@@ -132,7 +132,7 @@ def build(spec: Spec, rng: np.random.Generator) -> Specimen:
     across = np.stack([np.bincount(column, position[:, k]) / number for k in (0, 1)], axis=1)
     keep = _between(spec, across, side, rng)(position[:, 2], column)
     position, element, column = position[keep], element[keep], column[keep]
-    depth_in = np.clip(position[:, 0] + side / 2 - MARGIN_A - spec.vacuum_A, 0, None)
+    depth_in = np.clip(position[:, 0] + spec.field_A / 2 - spec.vacuum_A, 0, None)
     for name, shift in spec.off_centre.items():
         position[:, 1] += (element == name) * shift * (1 - np.exp(-depth_in / spec.decay_A))
     _, column = np.unique(column, return_inverse=True)
@@ -154,7 +154,7 @@ def columns_of(across: Floats) -> NDArray[np.int64]:
 def _between(spec: Spec, across: Floats, side: float, rng: np.random.Generator):
     """Return the test whether an atom of a column lies between its entrance and exit surface."""
     x = (across[:, 0] + side / 2) / side
-    present = across[:, 0] > -side / 2 + MARGIN_A + spec.vacuum_A + 0.8 * np.sin(across[:, 1] / 4)
+    present = across[:, 0] > spec.vacuum_A - spec.field_A / 2 + 0.8 * np.sin(across[:, 1] / 4)
     rough = []
     for _ in range(2):
         noise = ndimage.gaussian_filter(rng.normal(size=(80, 80)), 80 * 4.0 / side, mode="wrap")
