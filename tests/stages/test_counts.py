@@ -155,3 +155,17 @@ def test_unsupported_options_are_barred(island: Slab) -> None:
     assert strict.rejected > 0 and loose.rejected == 0
     assert np.isinf(strict.local_cost(0)).sum() == strict.rejected
     assert np.isfinite(strict.local_cost(0)[0])
+
+
+def test_a_column_beyond_the_image_is_left_alone(island: Slab, rules: tuple) -> None:
+    """Its moves change no pixel that counts, so nothing speaks for any of them."""
+    columns = island.columns
+    away = replace(columns, anchor=columns.anchor.copy())
+    c = island.nearest("Ti")
+    away.anchor[c] = (-60.0, -60.0)
+    state = State(away, island.microscope)
+    moving = {i: possible_moves(away, i) for i in (c, island.nearest("O"))}
+    q = linearise(bench_of(island, electrons=300.0), state, FREE, sorted(moving), moving)
+    descent = Descent(away, profile(state, q), *rules)
+    descent.run()
+    assert np.isfinite(descent.cost())

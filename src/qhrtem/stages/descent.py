@@ -53,7 +53,8 @@ class Descent:
         own = np.array(sorted({m for moves in o.moves for m in moves}), dtype=np.int64)
         pick = np.array([[m in moves for m in own] for moves in o.moves], dtype=float)
         rows = self.model.near[own]
-        beside = np.unique(rows.indices).astype(np.int64)
+        # Its own moves too, where the column lies beyond the image and acts on nothing.
+        beside = np.union1d(rows.indices, own).astype(np.int64)
         pulls = rows[:, beside].toarray()
         reach = self.model.reach[:, own]
         coupling = pulls[:, np.searchsorted(beside, own)] - reach.T @ self.model.answer @ reach
