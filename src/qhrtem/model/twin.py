@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,3 +169,22 @@ class Twin:
     def passed(self) -> bool:
         """True when every quality gate holds and the counts may be claimed."""
         return all(g.passed for g in self.gates)
+
+    def _repr_html_(self) -> str:
+        """Return a short table for notebooks; nothing about the specimen where a gate failed."""
+        rows = [("quality gates", "all hold" if self.passed else "FAILED, no atoms are claimed")]
+        rows.append(("χ² crystal, vacuum", f"{self.chi2_crystal:.3f}, {self.chi2_vacuum:.3f}"))
+        if self.passed:
+            inner = self.columns.inside
+            total = self.columns.counts[inner].sum(axis=0)
+            atoms = ", ".join(f"{int(n)} {e}" for e, n in zip(self.columns.elements, total, strict=True))
+            rows += [
+                ("columns in the fitted region", str(int(inner.sum()))),
+                ("atoms in them", atoms),
+                ("depth", f"{self.thickness_A / 10:.2f} nm"),
+            ]
+        for e in self.microscope:
+            if e.refined:
+                rows.append((e.label, f"{e.value:.4g} ± {e.sigma:.2g} {e.unit} {e.note}"))
+        cells = "".join(f"<tr><th>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in rows)
+        return f"<table><caption>qhrtem twin</caption>{cells}</table>"

@@ -21,7 +21,6 @@ from qhrtem.report.drawing import (
     marker_area,
     nice_length,
     panel_grid,
-    scale_bar,
     spacing_A,
     style,
 )
@@ -162,4 +161,3 @@ def _dots(
     backdrop(ax, twin)
     dots = column_dots(ax, xy, value, marker_area(twin, 0.95), cmap=RESIDUAL_MAP, vmin=low, vmax=high)
     colour_bar(figure, dots, ax, label)
-    scale_bar(ax, twin.match.measured.shape[1] * twin.pixel_size_A)

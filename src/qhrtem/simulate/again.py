@@ -123,6 +123,34 @@ def fitted_image(fitted: Fitted) -> NDArray[np.float32]:
     return np.asarray(fitted.field.crop(image).numpy().astype(np.float32))
 
 
+def reproduced(run: Path) -> Again:
+    """Return a run's image made again by the model the fit ended with, and the largest difference to it.
+
+    Raises `InputError` for a run without result or plan, or one of an older version, without its model.
+    """
+    twin = read_twin(run)
+    if twin.fitted is None:
+        raise InputError(
+            f"{run}: the result does not hold the model of the fit (it was written by an older version); fit "
+            "again, or give --engine to simulate its atoms anew"
+        )
+    image = fitted_image(twin.fitted)
+    where = twin.match.used & twin.match.crystal
+    differences = {
+        "from the run's image, at most": float(np.abs(image - twin.match.simulated).max()),
+        "from the measured image": _rms(image - twin.match.measured, where),
+    }
+    facts = {
+        "parameters": {
+            "run": {"value": str(run), "source": "command line"},
+            "engine": {"value": "the model of the fit", "source": "run"},
+            "pixel_size_A": {"value": twin.pixel_size_A, "source": "run"},
+        },
+        "difference_in_units_of_vacuum": differences,
+    }
+    return Again(twin, load_plan(run / "plan.toml"), image, differences, (0.0, 0.0), facts)
+
+
 def counts_of(again: Again, dose: float, seed: int) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """Return the image as counts, gain one, with shot noise at a dose (e/Å²), and its facts; 0 = no noise."""
     detector = Detector(dose * again.twin.pixel_size_A**2, 1.0, 0.0, 0.0)
