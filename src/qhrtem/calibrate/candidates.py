@@ -24,6 +24,7 @@ FINEST_A = 0.75  # Å, finest spacing that a reflection is asked for
 WEAKEST = 0.06  # kinematic amplitude (strongest = 1) from which a reflection should be seen
 SEEN_POWER = 10.0  # over the background, the largest within the resolution
 CLEARLY_SEEN = 30.0  # power over the background that a reflection must promise to be asked for
+MOST_CANDIDATES = 24  # distinct lattices that are kept
 SEEDS = 8  # strongest spots from which candidates start
 
 
@@ -88,7 +89,10 @@ def find_candidates(
     found.sort(key=lambda c: -c.merit)
     out: list[Candidate] = []
     for c in found:
-        if not any(_same(c.frame, o.frame, projection.vectors) for o in out):
+        if len(out) == MOST_CANDIDATES or c.merit < 0.02:
+            break
+        near = (o for o in out if abs(o.pitch_A / c.pitch_A - 1) < 0.05)
+        if not any(_same(c.frame, o.frame, projection.vectors) for o in near):
             out.append(c)
     return out
 
@@ -100,12 +104,18 @@ def _starts(peaks: Peaks, refl: Reflections, aspect: float) -> list[Floats]:
     radius = np.linalg.norm(refl.g, axis=1)
     g = refl.g[np.argsort(radius)[:40]]
     out = []
+    known: set[tuple[int, int]] = set()
     for row, col in seeds:
         for gx, gy in g:
             # A frame k·[[s, c], [c, -s]] maps g to (s gx + c gy, c gx - s gy)/k, as (row, col).
             pitch = np.hypot(row, col) / np.hypot(gx, gy)
             if SMALLEST_PITCH_A < pitch < LARGEST_PITCH_A:
                 angle = np.arctan2(row, col) + np.arctan2(gy, gx)
+                # A lattice turned by half a turn is itself; starts this close end at the same place.
+                key = (round(float(np.log(pitch)) / 0.01), round(float(np.mod(angle, np.pi)) / 0.01))
+                if key in known:
+                    continue
+                known.add(key)
                 out.append(rotated_frame(float(angle), 1 / pitch) @ np.linalg.inv(_isotropic(aspect)))
     return out
 

@@ -278,14 +278,21 @@ def lattice_area(flat: Floats, refl: Reflections, frame: Floats, sigma_A: float 
     taper = np.ones_like(flat)
     power = np.abs(amplitudes(flat, taper, f)) ** 2
     pick = np.argsort(power)[::-1][:6]
-    y, x = np.arange(flat.shape[0])[:, None], np.arange(flat.shape[1])[None, :]
     sigma = sigma_A * per_A
-    total = np.zeros_like(flat)
+    # A smooth map needs no finer raster than a third of its smoothing.
+    block = max(1, int(sigma / 3))
+    rows, cols = flat.shape
+    padded = np.pad(flat, ((0, -rows % block), (0, -cols % block)), mode="symmetric")
+    y, x = np.arange(padded.shape[0])[:, None], np.arange(padded.shape[1])[None, :]
+    coarse = (padded.shape[0] // block, padded.shape[1] // block)
+    total = np.zeros(coarse)
     for k in pick:
-        wave = flat * np.exp(-2j * np.pi * (f[k, 0] * y + f[k, 1] * x))
-        local = ndimage.gaussian_filter(wave.real, sigma) + 1j * ndimage.gaussian_filter(wave.imag, sigma)
+        wave = padded * (np.exp(-2j * np.pi * f[k, 0] * y) * np.exp(-2j * np.pi * f[k, 1] * x))
+        mean = wave.reshape(coarse[0], block, coarse[1], block).mean((1, 3))
+        local = ndimage.gaussian_filter(mean, sigma / block)
         total += np.abs(local) ** 2
-    level = np.sqrt(total)
+    total = ndimage.zoom(total, block, order=1, mode="nearest", grid_mode=True)[:rows, :cols]
+    level = np.sqrt(np.maximum(total, 0))
     high = np.percentile(level, 90)
     mask = level > 0.3 * high
     mask = ndimage.binary_opening(mask, iterations=2)

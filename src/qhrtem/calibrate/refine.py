@@ -81,16 +81,15 @@ def _raster(inner: NDArray[np.bool_], step: float) -> Floats:
 
 def _displacements(flat: Floats, inner: NDArray[np.bool_], place: Floats, f: Floats, sigma: float) -> Floats:
     """Return the displacement (P, 2) row, col in pixels that the phases at each place ask for."""
-    rows, cols = flat.shape
     mean = amplitudes(flat, inner.astype(float), f)
-    along_y = np.exp(-((np.arange(rows)[None] - place[:, :1]) ** 2) / (2 * sigma**2)).astype(np.float32)
-    along_x = np.exp(-((np.arange(cols)[None] - place[:, 1:]) ** 2) / (2 * sigma**2)).astype(np.float32)
-    y = np.exp(-2j * np.pi * f[:, :1] * np.arange(rows)).astype(np.complex64)
-    x = np.exp(-2j * np.pi * f[:, 1:] * np.arange(cols)).astype(np.complex64)
-    single = flat.astype(np.complex64)
-    local = np.stack(
-        [np.einsum("py,yp->p", along_y * y[k], single @ (along_x * x[k]).T) for k in range(len(f))], axis=1
-    )
+    reach = int(np.ceil(3 * sigma))
+    local = np.empty((len(place), len(f)), dtype=complex)
+    for p, (row, col) in enumerate(place):
+        y = np.arange(max(int(row) - reach, 0), min(int(row) + reach + 1, flat.shape[0]))
+        x = np.arange(max(int(col) - reach, 0), min(int(col) + reach + 1, flat.shape[1]))
+        along_y = np.exp(-((y - row) ** 2) / (2 * sigma**2) - 2j * np.pi * f[:, :1] * y)
+        along_x = np.exp(-((x - col) ** 2) / (2 * sigma**2) - 2j * np.pi * f[:, 1:] * x)
+        local[p] = np.einsum("ky,yk->k", along_y, flat[y[0] : y[-1] + 1, x[0] : x[-1] + 1] @ along_x.T)
     cross = local * mean.conj()
     wave = 2 * np.pi * f
     weight = np.abs(cross)

@@ -12,6 +12,9 @@ Floats = NDArray[np.float64]
 NYQUIST_SHARE = 0.47  # cycles/pixel; beyond it the axes' own aliases begin
 PEAK_POWER = 14.0  # over the background: exp(-14) times the number of pixels is far below one
 MOST_PEAKS = 60
+WEAKEST_PEAK = 0.01  # of the strongest: weaker ones are side lobes and streaks as often as spots
+STANDING = PEAK_POWER  # power over that of its surroundings, which hold the spot itself
+AROUND = 3.0  # natural widths of a spot; one standard deviation of the area that counts as its surroundings
 LARGEST_TRANSFORM = 2048  # pixels; a spectrum needs no finer sampling than its window gives
 
 
@@ -72,7 +75,14 @@ class Spectrum:
         # Where the image has no power at all, such as beyond a band-pass, there is nothing to compare with.
         floor = 1e-9 * float(power.max()) + np.finfo(float).tiny
         self.snr = power / np.maximum(background[bins] / np.log(2), floor)
+        self._standing = power / self._around(power, floor)  # out of the surroundings, not of the ring
         self.radius = radius
+
+    def _around(self, power: Floats, floor: float) -> Floats:
+        """Background from the surroundings of each frequency: streaks of scans, rims of filters, fringes."""
+        width = AROUND * self.resolution * self.n
+        smooth = ndimage.gaussian_filter(np.log(power + floor), width, mode="wrap")
+        return np.asarray(np.exp(smooth + np.euler_gamma))  # the mean of noise whose mean logarithm that is
 
     def at(self, frequency: Floats) -> Floats:
         """Return power over background at (row, col) frequencies (..., 2) in cycles per pixel."""
@@ -98,6 +108,7 @@ class Spectrum:
         n = self.n
         apart = max(round(1.5 * self.resolution * n), 2)
         top = (self.snr == ndimage.maximum_filter(self.snr, 2 * apart + 1)) & (self.snr > PEAK_POWER)
+        top &= self._standing > STANDING
         top &= (self.radius > 3 * self.resolution) & (self.radius < NYQUIST_SHARE)
         top[: n // 2] = False
         top[n // 2, : n // 2] = False
@@ -107,6 +118,8 @@ class Spectrum:
         for r, c in zip(rows[order], cols[order], strict=True):
             f = self._summit(int(r), int(c))
             height = self.snr[r, c]
+            if snr and height < WEAKEST_PEAK * snr[0]:
+                break
             # Weak maxima beside a strong spot are the side lobes of the window and of the crystal's outline.
             distance = [min(np.hypot(*(f - g)), np.hypot(*(f + g))) for g in frequency]
             if any(d < 6 * self.resolution and height < 0.02 * s for d, s in zip(distance, snr, strict=True)):
