@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from qhrtem.calibrate.intensity import normalise
 from qhrtem.calibrate.lattice import Lattice, register
-from qhrtem.errors import InputError, QualityError
+from qhrtem.errors import QualityError
 from qhrtem.model.diffuse import diffuse_image
 from qhrtem.model.forward import ForwardModel
 from qhrtem.model.micrograph import Micrograph, RawImage
@@ -45,7 +45,7 @@ from qhrtem.stages.imaging import (
 from qhrtem.stages.joint import refine
 from qhrtem.stages.objective import Bench, State, make_misfit
 from qhrtem.stages.result import Evidence, make_twin
-from qhrtem.stages.start import Start, planned_microscope, start_field
+from qhrtem.stages.start import Start, planned_microscope, start_field, stated_pixel
 from qhrtem.stages.surfaces import outline_round
 from qhrtem.stages.thickness import basin_cost, explore
 
@@ -114,24 +114,6 @@ def calibrate(plan: Plan, raw: RawImage, projection: Projection, parts: Parts) -
         return found
 
     return micrograph, parts("calibrate", registered, LatticeForm())
-
-
-def stated_pixel(plan: Plan, raw: RawImage) -> float:
-    """Return the pixel size in Å that the plan or else the file states."""
-    if plan.image.pixel_size_A is not None:
-        return plan.image.pixel_size_A
-    if raw.pixel_size_A is None:
-        raise InputError(
-            f"{raw.path}: the file states no pixel size; give pixel_size_A in [image] (within 12 %, the "
-            "lattice refines it)"
-        )
-    row, col = raw.pixel_size_A
-    if abs(row / col - 1) > 0.02:
-        raise InputError(
-            f"{raw.path}: pixels must be square, the file states {row:g} × {col:g} Å; "
-            "resample the image first"
-        )
-    return float(np.sqrt(row * col))
 
 
 def imaging(

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qhrtem.calibrate.lattice import Lattice
+from qhrtem.errors import InputError
 from qhrtem.model.forward import MARGIN_A, Field, make_field
-from qhrtem.model.micrograph import Micrograph
+from qhrtem.model.micrograph import Micrograph, RawImage
 from qhrtem.model.microscope import INDEX, Microscope, nominal
 from qhrtem.plan import MtfFormula, Plan
 from qhrtem.specimen.columns import ColumnModel, lattice_columns
@@ -30,6 +31,24 @@ class Start:
     columns: ColumnModel
     microscope: Microscope
     eligible: NDArray[np.bool_]  # (C,) columns that the image shows
+
+
+def stated_pixel(plan: Plan, raw: RawImage) -> float:
+    """Return the pixel size in Å that the plan or else the file states."""
+    if plan.image.pixel_size_A is not None:
+        return plan.image.pixel_size_A
+    if raw.pixel_size_A is None:
+        raise InputError(
+            f"{raw.path}: the file states no pixel size; give pixel_size_A in [image] (within 12 %, the "
+            "lattice refines it)"
+        )
+    row, col = raw.pixel_size_A
+    if abs(row / col - 1) > 0.02:
+        raise InputError(
+            f"{raw.path}: pixels must be square, the file states {row:g} × {col:g} Å; "
+            "resample the image first"
+        )
+    return float(np.sqrt(row * col))
 
 
 def planned_microscope(plan: Plan, scale_sigma: float) -> Microscope:
