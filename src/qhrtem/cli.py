@@ -1,4 +1,4 @@
-"""The command line: `qhrtem fit`, `demo`, `resume`, `inspect`, `simulate`, `report`.
+"""The command line: `qhrtem fit`, `demo`, `resume`, `inspect`, `simulate`, `report`, `doctor`.
 
 Commands import what they need when they run, so that help comes at once. Every expected failure ends with one
 red line on standard error and the exit code of its kind; see `qhrtem.errors`.
@@ -217,6 +217,22 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")
     write_pages(twin, folder.path)
     Console().print(f"{folder.path / 'report.html'}", soft_wrap=True, highlight=False)
     require_passed(twin, folder.path)
+
+
+@app.command()
+@explained
+def doctor(
+    validate: Annotated[
+        bool, typer.Option("--validate", help="Fit a small phantom too and judge the numbers (a minute).")
+    ] = False,
+) -> None:
+    """Show whether installation and machine are fit for use."""
+    from qhrtem.commands import doctor as it
+    from qhrtem.commands.fit import fit_plan
+
+    it.show(it.examine())
+    if validate:
+        it.validate(fit_plan)
 
 
 def _simulate_plan(plan: Plan, out: Path, options: frozenset[str]) -> None:

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qhrtem.calibrate.area import foreign_area
+from qhrtem.calibrate.candidates import FINEST_A
 from qhrtem.calibrate.claims import Claims, read_claims
 from qhrtem.calibrate.defects import Defects, find_defects
 from qhrtem.calibrate.intensity import mean_pitch, normalise, planned_pitch
 from qhrtem.calibrate.lattice import Lattice, register
-from qhrtem.calibrate.candidates import FINEST_A
 from qhrtem.calibrate.reflections import reflections
 from qhrtem.calibrate.spectrum import PEAK_POWER, Peaks, Spectrum, flattened
 from qhrtem.calibrate.vacuum import Transfer, Vacuum, find_vacuum, measure_vacuum, photon_transfer

@@ -37,6 +37,8 @@ def fit_plan(plan: Plan, out: Path, force: bool = False) -> Twin:
     # The numerics take seconds to import: after the inputs are known to be good, before anything is written.
     from qhrtem.run.session import begin
 
+    _announce(plan, raw, crystal)
+
     with begin(plan, out, force) as session:
         try:
             return _work(session, raw, crystal)
@@ -103,6 +105,33 @@ def _work(session: Session, raw: RawImage, crystal: Crystal) -> Twin:
         raise ResourceError(f"{error}; then {remedy}") from error
     _conclude(twin, folder)
     return twin
+
+
+def _announce(plan: Plan, raw: RawImage, crystal: Crystal) -> None:
+    """Say what the fit will need, and raise ResourceError where this machine does not have it."""
+    from qhrtem.calibrate.intensity import mean_pitch
+    from qhrtem.machine import cores, free_memory, in_words
+    from qhrtem.run.process import prepare
+    from qhrtem.specimen.crystal import project
+    from qhrtem.stages.estimate import estimate, transform_seconds
+    from qhrtem.stages.start import stated_pixel
+
+    prepare()
+    shape = (raw.counts.shape[0], raw.counts.shape[1])
+    projection = project(crystal, plan.structure.zone_axis)
+    stated = stated_pixel(plan, raw)
+    if stated is None:
+        return  # nothing is known of the size of the field before the lattice is found
+    needs = estimate(shape, mean_pitch(stated), projection, transform_seconds())
+    free, minutes = free_memory(), needs.seconds / cores() / 60
+    words = f"at most {needs.columns} columns with the margin, {in_words(needs.memory)} of memory"
+    if needs.memory > free:
+        raise ResourceError(
+            f"{raw.path}: this fit needs more memory than there is: {words}, and {in_words(free)} are free; "
+            "cut out a smaller part of the image"
+        )
+    time = f"about {max(1, round(minutes))} min" if minutes < 90 else f"about {minutes / 60:.1f} h"
+    Console().print(f"needs {words} and {time} on {cores()} cores", soft_wrap=True, highlight=False)
 
 
 def write_run(twin: Twin, folder: Path) -> None:

@@ -93,6 +93,7 @@ class Log:
         for step in steps:
             self._add(step)
             self.begin = time.monotonic() - step.seconds
+            self.done = step.done
 
     def _add(self, step: Step) -> None:
         self.numbers[step.stage] = step.iteration + 1

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from qhrtem.calibrate.area import foreign_area
-from qhrtem.calibrate.intensity import SQUARE, mean_pitch, normalise, planned_pitch
+from qhrtem.calibrate.intensity import mean_pitch, normalise
 from qhrtem.calibrate.lattice import Lattice, register
-from qhrtem.errors import InputError, QualityError
+from qhrtem.errors import QualityError
 from qhrtem.model.diffuse import diffuse_image
 from qhrtem.model.forward import ForwardModel
 from qhrtem.model.micrograph import Micrograph, RawImage
@@ -46,7 +46,7 @@ from qhrtem.stages.imaging import (
 from qhrtem.stages.joint import refine
 from qhrtem.stages.objective import Bench, State, make_misfit
 from qhrtem.stages.result import Evidence, make_twin
-from qhrtem.stages.start import Start, planned_microscope, start_field
+from qhrtem.stages.start import Start, planned_microscope, start_field, stated_pixel
 from qhrtem.stages.surfaces import outline_round
 from qhrtem.stages.thickness import basin_cost, explore
 
@@ -127,20 +127,6 @@ def calibrate(plan: Plan, raw: RawImage, projection: Projection, parts: Parts) -
         )
         micrograph = replace(micrograph, valid=micrograph.valid & ~foreign, notes=(*micrograph.notes, note))
     return micrograph, lattice
-
-
-def stated_pixel(plan: Plan, raw: RawImage) -> tuple[float, float] | None:
-    """Return the (row, col) pixel pitch in Å that the plan or else the file states, None where neither does.
-
-    Raises InputError where a fit cannot use the pixels: the lens is simulated on square ones.
-    """
-    stated = planned_pitch(plan.image, raw)
-    if stated is not None and abs(stated[0] / stated[1] - 1) > SQUARE:
-        raise InputError(
-            f"{raw.path}: pixels must be square for a fit, the file states {stated[0]:g} × {stated[1]:g} Å; "
-            "resample the image first"
-        )
-    return stated
 
 
 def imaging(
