@@ -177,7 +177,9 @@ class HybridSearch(TrustRegionSearch):
             worth = 0.0 if candidate is None else candidate.gain_below(descent.point.value)
             floor = self._floor(descent)
             lost = not self._leads(descent) and descent.hopeless(min(self.chain.value, descent.point.value))
-            if candidate is None or worth <= floor or descent.stalled or lost:
+            # A model that was carried along is renewed before its descent is judged by it.
+            renewed = descent.stale and candidate is not None and (descent.better is not None or worth > 0)
+            if candidate is None or not renewed and (worth <= floor or descent.stalled or lost):
                 last = None if lost else self._last_move(descent, ranked, floor)
                 if last is None:
                     self._close(descent, chosen, lost)
@@ -223,7 +225,7 @@ class HybridSearch(TrustRegionSearch):
         assert descent.point is not None
         dear = self._seconds("jacobian") > DEAR * self._seconds("value")
         gain = descent.point.value - candidate.expected
-        return dear and descent.better is None and gain < LAST_GAIN * abs(descent.point.value)
+        return dear and not descent.stale and descent.better is None and gain < LAST_GAIN * abs(descent.point.value)
 
     def _last_move(self, descent: Descent, ranked: list[Candidate], floor: float) -> Candidate | None:
         """Return a discrete move to try before the best descent is closed, None where nothing is promised."""
