@@ -1,8 +1,8 @@
 """Run optimisers on problems, each run in a process of its own, and write one JSON line a run.
 
-A run's seed draws the truth and the noise of the image, the point where all methods start, and the seed of the
-method, so that all methods meet the same images. Seconds are CPU time of the run's single thread: other work on
-the machine does not count. The problem is built and libraries are loaded before the clock starts.
+A run's seed draws the truth and the noise of the image, the point where all methods start, and the seed of
+the method, so that all methods meet the same images. Seconds are CPU time of the run's single thread: other
+work on the machine does not count. The problem is built and libraries are loaded before the clock starts.
 """
 
 from __future__ import annotations

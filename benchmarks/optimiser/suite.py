@@ -61,8 +61,8 @@ BASELINES = (
     "multistart_least_squares", "coordinate_descent", "cma_es", "differential_evolution", "nelder_mead",
     "tpe", "logei", "turbo1", "sobol", "published",
 )  # fmt: skip
-# One after the other without one part: what that part is worth. Where derivatives are told, the surrogate is not
-# asked on these problems, so its parts are ablated where nothing but values is told.
+# One after the other without one part: what that part is worth. Where derivatives are told, the surrogate is
+# not asked on these problems, so its parts are ablated where nothing but values is told.
 BY_VALUES = "hybrid:gradients=False"
 ABLATIONS = {
     "counts8_2": (
@@ -95,8 +95,8 @@ QUICK_METHODS = (
 # The race: all methods meet the first seeds; one that never came near even the rough target stops there, one
 # that never reached the good target after some more; the others meet all seeds, the default method more.
 RACED, HEARD, SEEDS, MORE_SEEDS = 3, 5, 20, 60
-# The published recipe needs 520 simulations for one collapse of its region; cut off earlier it would be compared
-# with less than itself. Its models cost more than the simulations.
+# The published recipe needs 520 simulations for one collapse of its region; cut off earlier it would be
+# compared with less than itself. Its models cost more than the simulations.
 PUBLISHED_LONGER = 2.0
 FEW_SEEDS = ("published",)  # whose every run is long
 

@@ -38,7 +38,7 @@ LONGEST = 2.0  # of a move that turns out too short
 POLISH_ERROR = 0.3  # model error of a discrete move at the end of a descent, share of its curvature energy
 POLISH_MOVES = 2  # moves in a row without success, for each discrete parameter, before a descent ends
 CRAWL = 5  # evaluations of a descent that must gain `MISSED` together
-REFUSALS_MAX = 6  # refused steps in a row after which a descent has stalled
+REFUSALS_MAX = 7  # refused steps in a row after which a descent has stalled
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ class Descent:
             self.refusals += 1
             if not self._warned(value - self.expected, jump):
                 self.damping, self.factor = self.damping * self.factor, 2 * self.factor
-            if model is not None and not math.isfinite(model.least):  # a gradient refused still bends the model
+            if model is not None and not math.isfinite(model.least):
+                # A gradient that was refused still bends the model.
                 self.point = replace(self.point, curvature=bent(self.point, model.vector, model.slope))
 
     def trying(self, trial_id: int, candidate: Candidate) -> None:
@@ -160,11 +161,12 @@ class Descent:
 
     @property
     def stalled(self) -> bool:
-        """True when no step has been of use for long, or all of the latest together of little."""
-        crawls = len(self.course) > CRAWL and self.course[-1 - CRAWL] - self.course[-1] < MISSED * abs(
-            self.course[-1]
-        )
-        return self.refusals > REFUSALS_MAX or crawls
+        """True when no step has been of use for long, or the latest that were together of little."""
+        if self.refusals > REFUSALS_MAX:
+            return True
+        if self.refusals or len(self.course) <= CRAWL:
+            return False
+        return self.course[-1 - CRAWL] - self.course[-1] < MISSED * abs(self.course[-1])
 
     def _vectors(self) -> dict[str, Vector | None]:
         return {"target": self.target, "better": self.better}

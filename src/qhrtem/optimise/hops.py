@@ -73,7 +73,9 @@ def hop(end: Quadratic, space: SearchSpace, generator: np.random.Generator) -> V
     """Return a point (d,) of the unit cube away from the end of a descent."""
     whole = np.flatnonzero(space.is_discrete & space.is_free)
     smooth = np.flatnonzero(~space.is_discrete & space.is_free)
-    ways = [w for w in WAYS if (w not in ("soft", "redrawn") or smooth.size) and (w != "ladder" or whole.size)]
+    ways = [
+        w for w in WAYS if (w not in ("soft", "redrawn") or smooth.size) and (w != "ladder" or whole.size)
+    ]
     way = ways[int(generator.integers(len(ways)))]
     moved = end.vector.copy()
     if way == "soft":
@@ -82,7 +84,9 @@ def hop(end: Quadratic, space: SearchSpace, generator: np.random.Generator) -> V
         i = int(generator.choice(whole))
         moved[i] += generator.choice(LADDER) * generator.choice((-1, 1)) / space.levels[i]
     elif way == "redrawn":
-        few = generator.choice(smooth, min(int(generator.integers(1, REDRAWN + 1)), smooth.size), replace=False)
+        few = generator.choice(
+            smooth, min(int(generator.integers(1, REDRAWN + 1)), smooth.size), replace=False
+        )
         moved[few] = generator.random(few.size)
     else:
         moved[smooth] += SHAKE * generator.standard_normal(smooth.size)
