@@ -254,9 +254,9 @@ def write(records: Sequence[Record], folder: Path) -> Path:
         said = (
             "ERT to the good target, over the seeds that a row shares with the first of its group (whose "
             "success on them is in brackets); times more: simulations / seconds against that one. With "
-            "derivatives the hybrid never asks its surrogate on these problems: simulations are so cheap that "
-            "a model costs more than it saves. So region, priors and rules are also taken away where only "
-            "values are told."
+            "derivatives the hybrid never asks its surrogate on these problems: simulations are so cheap "
+            "that a model costs more than it saves. So region, priors and rules are also taken away where "
+            "only values are told."
         )
         text += ["## Ablations", "", said, "", table(ABLATION_HEADER, parts), ""]
         pictures = [f for n, f in figures.items() if n.endswith(" ablations")]
