@@ -1,8 +1,8 @@
 """Run optimisers on problems, each run in a process of its own, and write one JSON line a run.
 
-A run's seed draws the truth and the noise of the image, the point where all methods start, and the seed of the
-method, so that all methods meet the same images. Seconds are CPU time of the run's single thread: other work on
-the machine does not count. The problem is built and libraries are loaded before the clock starts.
+A run's seed draws the truth and the noise of the image, the point where all methods start, and the seed of
+the method, so that all methods meet the same images. Seconds are CPU time of the run's single thread: other
+work on the machine does not count. The problem is built and libraries are loaded before the clock starts.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import signal
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from optimiser.problem import Evaluation, Floats, Problem, Wants
-from optimiser.suite import PROBLEMS, Task
+from optimiser.suite import PROBLEMS, Progress, Task
 from qhrtem.optimise.methods import make
 from qhrtem.optimise.protocol import Optimiser
 from qhrtem.optimise.space import Parameter, SearchSpace
@@ -250,9 +251,18 @@ def load(path: Path) -> list[dict[str, Any]]:
     return list(latest.values())
 
 
+def progress(path: Path) -> Progress:
+    """Return how often a task's method has come to a target of its problem, by the results so far."""
+    counts: Counter[tuple[str, str, int]] = Counter()
+    for r in load(path):
+        for depth, target in enumerate(r.get("targets", ())):
+            counts[r["task"]["problem"], r["task"]["method"], depth] += r["value"] <= target
+    return lambda task, depth: counts[task.problem, task.method, depth]
+
+
 def run_all(tasks: Iterable[Task], path: Path, jobs: int) -> None:
     """Run what a results file does not hold yet, `jobs` at a time, and append to it."""
-    done = finished(path)
+    done = finished(path)  # also what an earlier stage has run
     waiting = [t for t in tasks if t.key not in done]
     if not waiting:
         return

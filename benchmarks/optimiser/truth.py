@@ -1,9 +1,9 @@
 """Islands and lenses drawn at random, and their images by a route of their own.
 
 An island keeps the lattice and the entrance faces of Dr. Probe's; its exit surface is an inclined plane with
-steps of an atom, and its columns are displaced. The images come from Weickenmeier-Kohl form factors, which are
-Dr. Probe's, on pixels three quarters as large as the model's and from more foci; a test holds them against
-Dr. Probe's own image. The model has Lobato's form factors and seven foci.
+steps of an atom, and its columns are displaced. The images come from Weickenmeier-Kohl form factors, which
+are Dr. Probe's, on pixels three quarters as large as the model's and from more foci; a test holds them
+against Dr. Probe's own image. The model has Lobato's form factors and seven foci.
 """
 
 from __future__ import annotations
@@ -85,5 +85,3 @@ def image(scene: Scene, tilt: tuple[float, float] = (0.0, 0.0), table: str = "we
 def exits(chosen: tuple[Column, ...]) -> Floats:
     """Return the depth (C,) in Å of each column's last atom."""
     return np.array([(c.first + (c.count - 1) * c.spacing) * PLANE for c in chosen])
-
-

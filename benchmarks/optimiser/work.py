@@ -1,7 +1,7 @@
 """What a simulator has done, in units that no shortcut can hide: transforms and passes through the specimen.
 
-A Jacobian of lens parameters reuses the exit wave and one of columns works in windows, so images say little of
-what was computed. Here every two-dimensional FFT is counted, a smaller one by its share of the operations
+A Jacobian of lens parameters reuses the exit wave and one of columns works in windows, so images say little
+of what was computed. Here every two-dimensional FFT is counted, a smaller one by its share of the operations
 (N log N), and every slice that a wave was carried through by its share of the area.
 """
 

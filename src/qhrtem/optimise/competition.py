@@ -1,4 +1,4 @@
-"""Who gets the next evaluation: descents, new starts and the surrogate compete on predicted gain per second."""
+"""Who gets the next evaluation: descents, new starts and the surrogate compete on gain per second."""
 
 from __future__ import annotations
 

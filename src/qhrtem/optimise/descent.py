@@ -33,10 +33,12 @@ FAITH = 6.0  # times its last drop, what a descent may still gain
 TRUSTED = (
     0.9  # share of the expected drop that a move by value alone must reach for its model to be carried on
 )
+MISSED = 1e-3  # and share of the value that it may miss what it promised by
 LONGEST = 2.0  # of a move that turns out too short
 POLISH_ERROR = 0.3  # model error of a discrete move at the end of a descent, share of its curvature energy
 POLISH_MOVES = 2  # moves in a row without success, for each discrete parameter, before a descent ends
-REFUSALS_MAX = 12  # refused steps in a row after which a descent has stalled
+CRAWL = 5  # evaluations of a descent that must gain `MISSED` together
+REFUSALS_MAX = 7  # refused steps in a row after which a descent has stalled
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Descent:
     target: Vector | None = None  # where a move tried by its value alone leads, unit cube
     better: Vector | None = None  # where on the way the next Jacobian is worth it, unit cube
     tried: int = 0  # such moves in a row that did not help
+    stale: bool = False  # whether it has moved by value alone since its last Jacobian
     promised: float = math.inf  # the last step's drop, or what its model expected if that was more
 
     def asked(self, trial_id: int, candidate: Candidate | None) -> None:
@@ -86,7 +89,7 @@ class Descent:
         jump: (d,) the whole steps on the way there, unit cube. Where they were refused, damping would not
         make them any shorter: the model learns what they cost.
         """
-        self.waiting = None
+        self.waiting, self.stale = None, False
         self.age += 1
         self.course.append(min([value, *self.course[-1:]]))
         if self.point is None:
@@ -106,7 +109,8 @@ class Descent:
             self.refusals += 1
             if not self._warned(value - self.expected, jump):
                 self.damping, self.factor = self.damping * self.factor, 2 * self.factor
-            if model is not None and not math.isfinite(model.least):  # a gradient refused still bends the model
+            if model is not None and not math.isfinite(model.least):
+                # A gradient that was refused still bends the model.
                 self.point = replace(self.point, curvature=bent(self.point, model.vector, model.slope))
 
     def trying(self, trial_id: int, candidate: Candidate) -> None:
@@ -137,15 +141,17 @@ class Descent:
         self.course.append(min([value, *self.course[-1:]]))
         along, drop = float(here.slope @ step), here.value - value
         bend = value - here.value - along
-        if bend > 0 and along < 0 and drop < TRUSTED * (here.value - float(here(there))):
+        expected = float(here(there))
+        short = drop < TRUSTED * (here.value - expected) or value - expected > MISSED * abs(value)
+        if bend > 0 and along < 0 and short:
             self.better = here.vector + min(-0.5 * along / bend, LONGEST) * step
         if not drop > 0:
             self.tried += 1
-            self._warned(value - float(here(there)), jump)
+            self._warned(value - expected, jump)
             return
         slope = here.slope + here.curvature @ step
         self.point = replace(here, vector=there, value=value, slope=slope)
-        self.tried, self.refusals = 0, 0
+        self.tried, self.refusals, self.stale = 0, 0, True
 
     def hopeless(self, goal: float) -> bool:
         """Return whether a descent would have to fall far faster than it just did to come below a goal."""
@@ -155,8 +161,12 @@ class Descent:
 
     @property
     def stalled(self) -> bool:
-        """True when no step has been of use for long."""
-        return self.refusals > REFUSALS_MAX
+        """True when no step has been of use for long, or the latest that were together of little."""
+        if self.refusals > REFUSALS_MAX:
+            return True
+        if self.refusals or len(self.course) <= CRAWL:
+            return False
+        return self.course[-1 - CRAWL] - self.course[-1] < MISSED * abs(self.course[-1])
 
     def _vectors(self) -> dict[str, Vector | None]:
         return {"target": self.target, "better": self.better}

@@ -1,11 +1,12 @@
 """Where to begin again once a descent has ended: a chain of descents that hop from basin to basin.
 
 Iterated local search (Lourenço, Martin and Stützle, Handbook of Metaheuristics, 2003): each descent starts at
-the chain's best end, moved, and the chain goes where that is better. Three ways to move it:
+the chain's best end, moved, and the chain goes where that is better. Four ways to move it:
 - *soft*: along the directions that the value hardly notices, by as much as would double it; along them, one
   parameter makes up for another, and the basins of a lens lie beside each other there;
 - *ladder*: one discrete parameter by a few levels, such as a thickness by a slice or a period;
-- *shaken*: every parameter a little, one discrete one by up to a quarter of its levels.
+- *shaken*: every parameter a little, one discrete one by up to a quarter of its levels;
+- *redrawn*: a few continuous parameters anywhere, such as one that got stuck at a bound.
 A chain that has failed `PATIENCE` times in a row is given up, and another begins at a fresh point.
 """
 
@@ -30,7 +31,8 @@ SOFTEST = 0.5  # of the cube's side, most that a soft move takes along one direc
 LADDER = (1, 2, 3, 4, 8)  # levels
 SHAKE = 0.1  # standard deviation of a shaken parameter, unit cube
 SHAKEN_SHARE = 0.25  # of the levels of a discrete parameter, either way
-WAYS = ("soft", "ladder", "shaken")
+REDRAWN = 4  # parameters, at most
+WAYS = ("soft", "ladder", "shaken", "redrawn")
 
 
 @dataclass
@@ -71,7 +73,9 @@ def hop(end: Quadratic, space: SearchSpace, generator: np.random.Generator) -> V
     """Return a point (d,) of the unit cube away from the end of a descent."""
     whole = np.flatnonzero(space.is_discrete & space.is_free)
     smooth = np.flatnonzero(~space.is_discrete & space.is_free)
-    ways = [w for w in WAYS if (w != "soft" or smooth.size) and (w != "ladder" or whole.size)]
+    ways = [
+        w for w in WAYS if (w not in ("soft", "redrawn") or smooth.size) and (w != "ladder" or whole.size)
+    ]
     way = ways[int(generator.integers(len(ways)))]
     moved = end.vector.copy()
     if way == "soft":
@@ -79,6 +83,11 @@ def hop(end: Quadratic, space: SearchSpace, generator: np.random.Generator) -> V
     elif way == "ladder":
         i = int(generator.choice(whole))
         moved[i] += generator.choice(LADDER) * generator.choice((-1, 1)) / space.levels[i]
+    elif way == "redrawn":
+        few = generator.choice(
+            smooth, min(int(generator.integers(1, REDRAWN + 1)), smooth.size), replace=False
+        )
+        moved[few] = generator.random(few.size)
     else:
         moved[smooth] += SHAKE * generator.standard_normal(smooth.size)
         if whole.size:

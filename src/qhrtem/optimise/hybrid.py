@@ -1,9 +1,10 @@
 """Bayesian optimisation and least squares in one search, competing on predicted gain per second.
 
 Where residuals and Jacobians are told, or gradients alone, descents (`descent.Descent`) go to the bottom of a
-basin in a few evaluations; hops (`hops`) lead from there to other basins, and the trust-region search looks for
-better ones still. Where one evaluation yields the value at every level of a parameter, starts are screened and
-ends are checked by it. Every point enters one archive. `favoured` decides what the next evaluation is spent on.
+basin in a few evaluations; hops (`hops`) lead from there to other basins, and the trust-region search looks
+for better ones still. Where one evaluation yields the value at every level of a parameter, starts are
+screened and ends are checked by it. Every point enters one archive. `favoured` decides what the next
+evaluation is spent on.
 """
 
 from __future__ import annotations
@@ -71,9 +72,9 @@ class HybridSearch(TrustRegionSearch):
         """Prepare a search; see `TrustRegionSearch` for the other options.
 
         gradients: False asks for values only. sweeps: False never asks for the levels of a swept parameter.
-        hops: False starts every descent at a fresh point. fill: True uses every trial of an ask even while a step of a
-        descent promises more than anything else. physics_prior: the surrogate models what the latest
-        quadratic model leaves over, unless a `prior_mean` is given.
+        hops: False starts every descent at a fresh point. fill: True uses every trial of an ask even while a
+        step of a descent promises more than anything else. physics_prior: the surrogate models what the
+        latest quadratic model leaves over, unless a `prior_mean` is given.
         """
         size = max(4, math.ceil(space.dimension / 2)) if design is None else design
         super().__init__(space, seed, batch, design=size, transform=transform, **options)
@@ -93,7 +94,7 @@ class HybridSearch(TrustRegionSearch):
         self._drawn: dict[int, tuple[int, list[Candidate]]] = {}  # by serial: age and candidates of a descent
         self._screening = 0  # sweeps still to be asked for before the next chain begins
         self._screens: dict[int, tuple[float, Vector] | None] = {}  # by trial: value and vector once told
-        self._checks: dict[int, tuple[float, Vector]] = {}  # by trial: the end of a descent that a sweep checks
+        self._checks: dict[int, tuple[float, Vector]] = {}  # by trial: the end of a descent under a sweep
         self._found: list[Vector] = []  # where sweeps say that a descent should begin
         self._residuals = 0  # length of the residual, 0 while none was told
         self._silent = 0  # trials in a row that came back without the Jacobian wanted
@@ -177,7 +178,9 @@ class HybridSearch(TrustRegionSearch):
             worth = 0.0 if candidate is None else candidate.gain_below(descent.point.value)
             floor = self._floor(descent)
             lost = not self._leads(descent) and descent.hopeless(min(self.chain.value, descent.point.value))
-            if candidate is None or worth <= floor or descent.stalled or lost:
+            # A model that was carried along is renewed before its descent is judged by it.
+            renewed = descent.stale and candidate is not None and (descent.better is not None or worth > 0)
+            if candidate is None or not renewed and (worth <= floor or descent.stalled or lost):
                 last = None if lost else self._last_move(descent, ranked, floor)
                 if last is None:
                     self._close(descent, chosen, lost)
@@ -222,8 +225,8 @@ class HybridSearch(TrustRegionSearch):
         """Return whether a step may be the last, so that its value is enough and a Jacobian wasted."""
         assert descent.point is not None
         dear = self._seconds("jacobian") > DEAR * self._seconds("value")
-        gain = descent.point.value - candidate.expected
-        return dear and descent.better is None and gain < LAST_GAIN * abs(descent.point.value)
+        small = descent.point.value - candidate.expected < LAST_GAIN * abs(descent.point.value)
+        return dear and small and not descent.stale and descent.better is None
 
     def _last_move(self, descent: Descent, ranked: list[Candidate], floor: float) -> Candidate | None:
         """Return a discrete move to try before the best descent is closed, None where nothing is promised."""
@@ -282,8 +285,8 @@ class HybridSearch(TrustRegionSearch):
         """Return where a descent should start, as a list of one or none.
 
         In this order: where a sweep found a better level, a point added from outside that is the best so far,
-        a hop from the end of the chain. A chain of its own begins where the best of several sweeps lies, where
-        the surrogate proposes if its time is worth less than a Jacobian's, or anywhere.
+        a hop from the end of the chain. A chain of its own begins where the best of several sweeps lies,
+        where the surrogate proposes if its time is worth less than a Jacobian's, or anywhere.
         """
         self._starts += 1
         if self._found:

@@ -24,8 +24,8 @@ class Trial:
     id: int  # unique in one search, counts up from 0
     vector: NDArray[np.float64]  # (d,) natural units, integers whole; read-only
     origin: Origin  # space-filling design, chosen by a model, or a step of a local method
-    # The most that is of use. "jacobian" includes the residual, "residual" the value; "levels" are the values at
-    # every level of the swept parameter, all else as in the vector.
+    # The most that is of use. "jacobian" includes the residual, "residual" the value; "levels" are the values
+    # at every level of the swept parameter, all else as in the vector.
     wants: Wants = "value"
 
 

@@ -84,8 +84,8 @@ class Quadratic:
 def secant(vector: Vector, value: float, slope: Vector, before: Quadratic | None) -> Quadratic:
     """Return a model from a gradient alone, its curvature from how the slope has changed since `before`.
 
-    The BFGS formula with Powell's damping (Nocedal and Wright 2006, equation 6.19 and procedure 18.2); without
-    an earlier model, the curvature by which the first step is `FIRST_STEP` of the unit cube.
+    The BFGS formula with Powell's damping (Nocedal and Wright 2006, equation 6.19 and procedure 18.2);
+    without an earlier model, the curvature by which the first step is `FIRST_STEP` of the unit cube.
     """
     if before is None:
         steepest = float(np.abs(slope).max(initial=0.0))

@@ -41,7 +41,7 @@ class Parameter:
     kind: Kind = "continuous"
     values: tuple[float, ...] = ()  # what an ordinal can be, in `unit`, rising
     labels: tuple[str, ...] = ()  # of a categorical; a vector holds the position, 0 … n − 1
-    swept: bool = False  # one evaluation can yield the values at all levels, such as every thickness of a pass
+    swept: bool = False  # one evaluation can yield the values at all levels, as a pass does for thicknesses
 
     @classmethod
     def ordinal(cls, name: str, values: Sequence[float], unit: str = "") -> Parameter:
