@@ -39,9 +39,9 @@ def column_error(match: Match, pixel: float) -> float:
 def common_error(match: Match, pixel: float, position: Floats, kind: tuple[str, ...]) -> float:
     """Return how much larger the mean residual around columns of one kind is than noise makes it (>= 1).
 
-    position: (C, 2) row, col in pixels of the columns; kind: (C,) their names. The residual is averaged around
-    the columns of each kind; its square, smoothed to the width of a column and times their number, is compared
-    with that of white noise.
+    position: (C, 2) row, col in pixels of the columns; kind: (C,) their names. The residual is averaged
+    around the columns of each kind; its square, smoothed to the width of a column and times their number, is
+    compared with that of white noise.
     """
     residual = normalised_residual(match)
     where = match.used & match.crystal
