@@ -84,9 +84,9 @@ def make_twin(
         rules=dict(evidence.rejected),
         notes=(
             *notes,
-            f"Misfit that varies on the scale of a column has {own:.2f} times the variance that shot noise gives, "
-            f"and what all columns of a kind have in common {shared:.2f} times; the error bars include the first, "
-            "those of the imaging parameters and of what they do to all positions the second.",
+            f"Misfit on the scale of a column has {own:.2f} times the variance that shot noise gives, what all "
+            f"columns of a kind have in common of it {shared:.2f} times; all error bars include the first, those "
+            "of the imaging parameters and of what they do to all positions the second.",
             _coherence_note(bench, state),
         ),
         provenance=_provenance(plan, micrograph),
