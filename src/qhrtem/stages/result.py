@@ -84,9 +84,7 @@ def make_twin(
         rules=dict(evidence.rejected),
         notes=(
             *notes,
-            f"Misfit on the scale of a column has {own:.2f} times the variance that shot noise gives, what all "
-            f"columns of a kind have in common of it {shared:.2f} times; all error bars include the first, those "
-            "of the imaging parameters and of what they do to all positions the second.",
+            _error_note(own, shared),
             _coherence_note(bench, state),
         ),
         provenance=_provenance(plan, micrograph),
@@ -100,6 +98,15 @@ def _fitted(bench: Bench, state: State, keep: NDArray[np.int64]) -> Fitted:
     field = bench.model.field
     diffuse = torch.as_tensor(state.diffuse, dtype=torch.float32).expand(field.image_grid.shape)
     return Fitted(state.columns, keep, state.microscope, field, diffuse.cpu().numpy().copy())
+
+
+def _error_note(own: float, shared: float) -> str:
+    """Return what the residual says of the model, and where that went."""
+    return (
+        f"Misfit on the scale of a column has {own:.2f} times the variance that shot noise gives, and what "
+        f"all columns of a kind have in common {shared:.2f} times. All error bars include the first, those "
+        "of the imaging parameters, and of what they do to all positions, the second."
+    )
 
 
 def _coherence_note(bench: Bench, state: State) -> str:
