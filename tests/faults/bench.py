@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import tifffile
+
 import qhrtem.io.twin  # noqa: F401  (what a child needs is imported before the fork)
 import qhrtem.report.figures as figures
 import qhrtem.report.page as page
@@ -41,8 +43,9 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         """folder: empty, for everything the tests write."""
         self.folder = folder
-        for name in ("bto_edge_small.tif", "BaTiO3.cif"):
-            shutil.copy(DEMO_PLAN.parent / name, folder)
+        shutil.copy(DEMO_PLAN.parent / "BaTiO3.cif", folder)
+        counts = tifffile.imread(DEMO_PLAN.parent / "bto_edge_small.tif")[100:164, 100:164]
+        tifffile.imwrite(folder / "bto_edge_small.tif", counts)  # a part of the image costs less to store
         self.plan = folder / "plan.toml"
         self.plan.write_text(DEMO_PLAN.read_text("utf-8"), "utf-8")
         self.notes = folder / "evaluations.txt"
