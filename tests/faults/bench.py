@@ -15,7 +15,6 @@ from pathlib import Path
 
 import tifffile
 
-import qhrtem.io.twin  # noqa: F401  (what a child needs is imported before the fork)
 import qhrtem.report.figures as figures
 import qhrtem.report.page as page
 import qhrtem.stages.pipeline as pipeline
@@ -23,8 +22,10 @@ from faults.disk import KILLED, Disk
 from faults.scripted import Scripted
 from qhrtem.cli import DEMO_PLAN, main
 from qhrtem.io.micrograph import read_image
+from qhrtem.io.twin import read_twin
 from qhrtem.plan import load_plan
 from qhrtem.run import durable, session  # noqa: F401
+from qhrtem.run.identity import result_hash
 from qhrtem.run.journal import read_journal
 
 
@@ -138,6 +139,8 @@ class Bench:
                 return f"{kind} {doubled[0]} is in the journal twice"
         if not {"columns.csv", "result.h5", "report.html", "figures"} <= {p.name for p in run.iterdir()}:
             return "results are missing"
+        if result_hash(read_twin(run)) != reference:
+            return "another result in the files"
         if [p.name for p in run.iterdir() if p.name.startswith(".") and p.name != ".partial"]:
             return "left over: " + ", ".join(p.name for p in run.iterdir())
         evaluated = Counter(self.notes.read_text().split("\n")[:-1])
