@@ -17,8 +17,8 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="main methods, half the simulations, 0.4 the time"
     )
-    parser.add_argument("--seeds", type=int, help="paired seeds (default: 20, quick: 3)")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--seeds", type=int, help="paired seeds of the methods chosen (quick: 3)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--problems", nargs="*", default=(), metavar="NAME")
     parser.add_argument("--methods", nargs="*", default=(), metavar="NAME[:OPTION=VALUE,...]")
     parser.add_argument(
@@ -38,10 +38,15 @@ def main() -> None:
     build = HERE.parents[1] / "build" / ("bench-optimiser" if options.quick else "bench-optimiser-full")
     out = options.out or (build if options.quick else HERE)
     runs = options.runs or (options.out or build) / "runs.jsonl"
-    seeds = options.seeds or (3 if options.quick else 20)
-    if not options.report:
-        tasks = suite.tasks(seeds, options.quick, tuple(options.problems), tuple(options.methods))
+    if options.report:
+        pass
+    elif options.quick or options.methods or options.problems or options.seeds:
+        seeds = options.seeds or (3 if options.quick else suite.SEEDS)
+        tasks = suite.chosen(seeds, options.quick, tuple(options.problems), tuple(options.methods))
         harness.run_all(tasks, runs, options.jobs)
+    else:
+        for stage in suite.stages():
+            harness.run_all(stage(harness.progress(runs)), runs, options.jobs)
     print(report.write(harness.load(runs), out))
 
 

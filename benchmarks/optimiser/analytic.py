@@ -37,6 +37,7 @@ class Analytic:
     truth: Floats
     depths: tuple[float, float, float]
     pixels: int = 0
+    fft_seconds: float = 1e-4
 
     def targets(self) -> tuple[float, float, float]:
         """Return the values to be reached."""

@@ -1,17 +1,21 @@
-"""positions-12, counts 8 + 2 and joint: atoms of the Dr. Probe island from its image at 10⁴ e/Å²."""
+"""positions-12, counts 8 + 2 and joint: atoms of an island of BaTiO3 [110] from its image at 10⁴ e/Å².
+
+Every seed has an island and a lens of its own (`truth`).
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from optimiser.island import DETECTOR, EXTENT, PLANE, Island, View, columns, ideal
-from optimiser.lens import resampled
+from optimiser.island import DETECTOR, EXTENT, PLANE, Column, Island, View, columns, ideal
 from optimiser.problem import Evaluation, Floats, Quality, Wants, chi2_targets, integer_quality
-from optimiser.reference import DOSE, Imaging, data, imaging, noisy
+from optimiser.reference import DOSE, Imaging, noisy
 from optimiser.rules import MinimumDistance, NeighbourStep
+from optimiser.truth import Scene, draw_columns, draw_imaging, exits, image
 from qhrtem.optimise.rules import LinearRule, Rule
 from qhrtem.optimise.space import Parameter, SearchSpace
 
@@ -21,14 +25,16 @@ HIGHEST_STEP = 12.0  # Å between exits of columns up to `STEP_REACH` apart
 STEP_REACH = 4.3  # Å
 LEAST_SHARE = 0.75  # of the ideal distance of two projected columns
 NEIGHBOURS = 3.0  # Å
-THICKNESS_ERROR = 0.2  # relative, of the mean thickness known from the imaging stage
+THICKNESS_ERROR = 0.2  # relative, within which the mean thickness is known from the imaging stage,
+THICKNESS_OFF = 0.15  # and by which that knowledge is wrong, at most
+RANGE_A = 11.5  # exits of columns lie within this of the mean exit as it is thought to be: two periods
 MIDDLE = (13.5, 12.0)  # Å, y and x, in the middle of the island
 # name: low, high, unit, Å in one unit, step of differences
 LENS = {
-    "C1": (2.0, 10.0, "nm", 10.0, 0.04),
+    "C1": (1.0, 11.0, "nm", 10.0, 0.04),
     "A1_x": (-5.0, 5.0, "nm", 10.0, 0.04),
     "A1_y": (-5.0, 5.0, "nm", 10.0, 0.04),
-    "vibration": (15.0, 35.0, "pm", 0.01, 0.2),
+    "vibration": (10.0, 35.0, "pm", 0.01, 0.2),
 }
 
 
@@ -48,6 +54,7 @@ class ColumnFit:
     known: Imaging
     true_counts: Floats  # (C,)
     true_shifts: Floats  # (C, 2) Å
+    fft_seconds: float = 250e-6
 
     @property
     def pixels(self) -> int:
@@ -93,9 +100,10 @@ class ColumnFit:
 
     def evaluate(self, vector: Floats, wants: Wants = "value") -> Evaluation:
         """Return χ²; derivatives of a column are computed in a window, one image each all the same."""
+        before = self.island.work.now
         r = self.residual(vector)
         if wants != "jacobian":
-            return Evaluation(float(r @ r), 1, r)
+            return Evaluation(float(r @ r), 1, *self.island.work.since(before), r)
         counts, shifts, lens = self.unpack(vector)
         by_atom, by_shift = self.island.derivatives(
             counts.astype(np.int64), shifts, *lens, count=self.counted, position=self.moved
@@ -112,7 +120,8 @@ class ColumnFit:
             moved = vector.copy()
             moved[i] += step
             rows.append(((self.residual(moved) - r) / step)[None])
-        return Evaluation(float(r @ r), 1 + len(vector), r, np.concatenate(rows).T)
+        spent = self.island.work.since(before)
+        return Evaluation(float(r @ r), 1 + len(vector), *spent, r, np.concatenate(rows).T)
 
     def quality(self, vector: Floats) -> Quality:
         """Return position and lens errors and the shares of right counts."""
@@ -161,12 +170,17 @@ def neighbour_pairs(points: Floats, free: int) -> np.ndarray:
     return np.stack([a[keep], b[keep]], axis=1)
 
 
-def make_rules(free: list[int], counted: bool, moved: bool) -> tuple[Rule, ...]:
-    """Return what physics forbids: high steps, a wrong mean thickness, columns too close."""
+def make_rules(
+    free: list[int], every: tuple[Column, ...], off: float, counted: bool, moved: bool
+) -> tuple[Rule, ...]:
+    """Return what physics forbids: high steps, a wrong mean thickness, columns too close.
+
+    every: all columns as they are; off: by which share the mean thickness is thought larger than it is.
+    """
     rules: list[Rule] = []
     n, lens = len(free), 0
-    every = columns()
-    points = ideal()[[*free, *(i for i in range(len(every)) if i not in free)]]
+    others = [i for i in range(len(every)) if i not in free]
+    points = np.concatenate([ideal()[free], [(every[i].y, every[i].x) for i in others]])
     pairs = neighbour_pairs(points, n)
     if counted:
         first = np.array([every[i].first for i in free]) * PLANE
@@ -176,7 +190,7 @@ def make_rules(free: list[int], counted: bool, moved: bool) -> tuple[Rule, ...]:
         rules.append(NeighbourStep(np.stack([a, b], axis=1), first, spacing, HIGHEST_STEP))
     d = (n if counted else 0) + (2 * n if moved else 0)
     if counted:
-        total = sum(every[i].count * every[i].spacing for i in free)
+        total = (1 + off) * sum(every[i].count * every[i].spacing for i in free)
         weight = tuple(float(every[i].spacing) for i in free)
         for sign, name in ((1.0, "mean thickness, most"), (-1.0, "mean thickness, least")):
             bound = sign * total * (1 + sign * THICKNESS_ERROR)
@@ -187,14 +201,18 @@ def make_rules(free: list[int], counted: bool, moved: bool) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def make_space(free: list[int], counted: bool, moved: bool, lens: tuple[str, ...]) -> SearchSpace:
-    """Return counts, displacements and lens parameters with their rules."""
-    chosen = [columns()[i] for i in free]
+def make_space(
+    free: list[int], every: tuple[Column, ...], off: float, counted: bool, moved: bool, lens: tuple[str, ...]
+) -> SearchSpace:
+    """Return counts, displacements and lens parameters with their rules; see `make_rules`."""
+    chosen = tuple(every[i] for i in free)
     parameters = []
     if counted:
-        parameters += [
-            Parameter(f"n {c.element}{k}", 1, c.most, "atoms", "integer") for k, c in enumerate(chosen)
-        ]
+        middle = (1 + off) * float(exits(chosen).mean())
+        for k, c in enumerate(chosen):
+            ends = [(middle + e - c.first * PLANE) / (c.spacing * PLANE) + 1 for e in (-RANGE_A, RANGE_A)]
+            low, high = np.clip([math.ceil(ends[0]), math.floor(ends[1])], 1, c.most)
+            parameters.append(Parameter(f"n {c.element}{k}", low, high, "atoms", "integer"))
     if moved:
         parameters += [
             Parameter(f"{axis} {c.element}{k}", -RANGE_PM, RANGE_PM, "pm")
@@ -206,85 +224,63 @@ def make_space(free: list[int], counted: bool, moved: bool, lens: tuple[str, ...
         LinearRule(r.name, r.coefficients + (0.0,) * (len(parameters) - len(r.coefficients)), r.bound)
         if isinstance(r, LinearRule)
         else r
-        for r in make_rules(free, counted, moved)
+        for r in make_rules(free, every, off, counted, moved)
     )
     return SearchSpace(tuple(parameters), rules)
 
 
-@lru_cache
-def _island(free: tuple[int, ...], whole: bool, b_scale: float) -> Island:
-    return Island(View.whole() if whole else View.around(*MIDDLE), free, b_scale)
-
-
-@lru_cache
-def _clean(image: str, tilt: tuple[float, float] | None) -> Floats:
-    """Noise-free target (160, 160); with a tilt (mrad) from an independent route: Kirkland's table on finer
-    pixels, summed over more foci."""
-    if tilt is None:
-        return np.asarray(data()[image], dtype=float)
-    s = imaging(image)
-    fine = Island(View.whole(), (), 1.0, (1e-3 * tilt[0], 1e-3 * tilt[1]), "kirkland", 15, 2.0)
-    sharp = fine.image(
-        np.zeros(0, np.int64),
-        np.zeros((0, 2)),
-        s.aberrations,
-        s.focal_spread,
-        s.semi_convergence,
-        s.vibration[0],
-    )
-    return resampled(sharp.double().numpy(), (DETECTOR, DETECTOR))
-
-
-def _fit(
+def fit(
     name: str,
-    seed: int | None,
-    image: str,
+    seed: int,
     free: list[int],
     counted: bool,
     moved: bool,
     lens: tuple[str, ...],
     whole: bool = False,
     b_scale: float = 1.0,
-    tilt: tuple[float, float] | None = None,
+    tilt: float = 0.0,
 ) -> ColumnFit:
-    """Return a problem; b_scale: of the model; tilt: mrad, of the target alone, unknown to the model."""
-    island, known = _island(tuple(free), whole, b_scale), imaging(image)
-    clean = _clean(image, tilt)
-    measured = island.view.cut(noisy(clean, ELECTRONS, seed))
-    counts = np.array([float(c.count) for c in island.free])
-    shifts = np.array([(c.y, c.x) for c in island.free]) - ideal()[free]
-    truth = np.concatenate(
-        [
-            counts if counted else np.empty(0),
-            100 * shifts.ravel() if moved else np.empty(0),
-            np.array([true_lens(n, known) for n in lens]),
-        ]
-    )
-    sigma = np.sqrt(island.view.cut(clean) / ELECTRONS)
-    space = make_space(free, counted, moved, lens)
-    return ColumnFit(name, space, island, measured, sigma, truth, counted, moved, lens, known, counts, shifts)
+    """Return the problem of a seed, which draws island, lens, direction of the tilt and noise.
+
+    b_scale: of the model; tilt: mrad, of the specimen alone, unknown to the model, Kirkland's table.
+    """
+    generator = np.random.default_rng([seed, 0x7275])
+    while True:
+        scene = Scene(draw_columns(generator), draw_imaging(generator))
+        off = generator.uniform(-THICKNESS_OFF, THICKNESS_OFF)
+        counts = np.array([float(scene.columns[i].count) for i in free])
+        shifts = np.array([(scene.columns[i].y, scene.columns[i].x) for i in free]) - ideal()[free]
+        parts = [counts] * counted + [100 * shifts.ravel()] * moved
+        truth = np.array([*(v for p in parts for v in p), *(true_lens(n, scene.imaging) for n in lens)])
+        space = make_space(free, scene.columns, off, counted, moved, lens)
+        if space.refused_by(truth) is None and (space.snap(truth) == truth).all():
+            break
+    angle = generator.uniform(0, 2 * np.pi)
+    leaning = (1e-3 * tilt * np.cos(angle), 1e-3 * tilt * np.sin(angle))
+    exact = image(scene, leaning, "kirkland") if tilt else image(scene)
+    view = View.whole() if whole else View.around(*MIDDLE)
+    measured, sigma = view.cut(noisy(exact, ELECTRONS, seed)), np.sqrt(view.cut(exact) / ELECTRONS)
+    island = Island(view, free, b_scale, atoms=scene.columns)
+    found = (truth, counted, moved, lens, scene.imaging, counts, shifts)
+    return ColumnFit(name, space, island, measured, sigma, *found, fft_seconds=500e-6 if whole else 250e-6)
 
 
 SINGLE = (("Ba", 4), ("Ti", 4), ("O", 2))
 
 
-def positions12(seed: int | None, name: str = "positions12") -> ColumnFit:
+@lru_cache(maxsize=2)
+def positions12(seed: int, name: str = "positions12") -> ColumnFit:
     """y and x of six columns; counts and lens known."""
-    return _fit(name, seed, "surface_full_abs_abr", nearest(6, SINGLE), False, True, ())
+    return fit(name, seed, nearest(6, SINGLE), False, True, ())
 
 
-def counts8_2(
-    seed: int | None,
-    name: str = "counts8_2",
-    b_scale: float = 1.0,
-    tilt: tuple[float, float] | None = None,
-) -> ColumnFit:
+@lru_cache(maxsize=4)
+def counts8_2(seed: int, name: str = "counts8_2", b_scale: float = 1.0, tilt: float = 0.0) -> ColumnFit:
     """Atom counts of eight columns, defocus and vibration; entrance ends and positions known."""
-    free = nearest(8, SINGLE)
-    return _fit(name, seed, "surface_focal_abs", free, True, False, ("C1", "vibration"), False, b_scale, tilt)
+    return fit(name, seed, nearest(8, SINGLE), True, False, ("C1", "vibration"), False, b_scale, tilt)
 
 
-def joint(seed: int | None, name: str = "joint") -> ColumnFit:
+@lru_cache(maxsize=2)
+def joint(seed: int, name: str = "joint") -> ColumnFit:
     """Counts and positions of one titanium column in each of 6 x 4 cells, defocus and twofold astigmatism."""
-    free = one_titanium_a_cell()
-    return _fit(name, seed, "surface_full_abs_abr", free, True, True, ("C1", "A1_x", "A1_y"), True)
+    return fit(name, seed, one_titanium_a_cell(), True, True, ("C1", "A1_x", "A1_y"), True)

@@ -20,6 +20,7 @@ from torch import Tensor
 from optimiser.lens import Lens, detect, intensity, vibration_response
 from optimiser.problem import Floats
 from optimiser.reference import ENERGY, data
+from optimiser.work import Work
 from qhrtem.grid import Grid, fft2, ifft2
 from qhrtem.physics.multislice import propagator, transmission
 from qhrtem.physics.potential import (
@@ -146,9 +147,14 @@ class Island:
         table: str = "lobato",
         foci: int = 7,
         oversampling: float = 1.5,
+        atoms: Sequence[Column] | None = None,
     ) -> None:
-        """free: indices into `columns()`; tilt: (x, y), rad; oversampling: wave pixels per detector pixel."""
-        self.view, self.free = view, [columns()[i] for i in free]
+        """free: indices into `atoms`; tilt: (x, y), rad; oversampling: wave pixels per detector pixel.
+
+        atoms: all columns; those of Dr. Probe's island when None.
+        """
+        self.columns = tuple(columns() if atoms is None else atoms)
+        self.view, self.free = view, [self.columns[i] for i in free]
         self.ratio = oversampling
         n = round(view.size * oversampling)
         pixel = (EXTENT[0] / DETECTOR / oversampling, EXTENT[1] / DETECTOR / oversampling)
@@ -158,10 +164,11 @@ class Island:
         self.step = propagator(self.grid, PLANE, ENERGY, tilt)
         self.window_step = propagator(self.window, PLANE, ENERGY, tilt)
         self.thermal, self.table = Thermal(b_scale), table
-        self.species = tuple(dict.fromkeys(Species(c.element, c.b_iso) for c in columns()))
+        self.work = Work(n * n, SLICES)
+        self.species = tuple(dict.fromkeys(Species(c.element, c.b_iso) for c in self.columns))
         origin = [c * e / DETECTOR for c, e in zip(view.corner, EXTENT, strict=True)]
         self.place = np.array(
-            [[(c.y - origin[0]) % EXTENT[0], (c.x - origin[1]) % EXTENT[1]] for c in columns()]
+            [[(c.y - origin[0]) % EXTENT[0], (c.x - origin[1]) % EXTENT[1]] for c in self.columns]
         )
         chosen = list(free)
         at = np.array([(c.y, c.x) for c in self.free]).reshape(-1, 2)
@@ -184,7 +191,7 @@ class Island:
         """Transmission functions (slices, n, n) of the columns that do not vary."""
         length = self.grid.extent
         position, owner, kind = [], [], []
-        for i, c in enumerate(columns()):
+        for i, c in enumerate(self.columns):
             if i in free or (self.place[i] >= np.array(length)).any():
                 continue
             for j in c.slices(c.count):
@@ -249,6 +256,7 @@ class Island:
                 grating[where] *= factor
             self._gratings.append(grating)
             behind = fft2(self._waves[j] * grating) * self.step
+            self.work.propagated(1)
             if j == SLICES - 1:
                 self._exit = behind
             self._waves.append(ifft2(behind))
@@ -272,6 +280,7 @@ class Island:
         spectrum = self.spectrum(counts, shifts)
         functions, weights = self.lens.transfer(aberrations, focal_spread, semi_convergence)
         sharp = intensity(spectrum, functions, weights)
+        self.work.transforms(len(weights) + 1)  # two of real images count as one
         return self.view.crop(detect(sharp, self.response(vibration), self.image_grid.shape))
 
     def derivatives(
@@ -293,6 +302,7 @@ class Island:
         lens = (aberrations, focal_spread, semi_convergence)
         functions, weights = self.lens.transfer(*lens)
         lens_waves = ifft2(spectrum * functions)
+        self.work.transforms(len(weights))
         window_functions, _ = self.window_lens.transfer(*lens)
         n = len(self.free)
         by_atom = np.zeros((n, *self.view.crop(torch.empty(self.image_grid.shape)).shape))
@@ -304,6 +314,7 @@ class Island:
             delta, index, corner = self._changed_waves(c, counts, shifts, count, position)
             base = lens_waves[:, index[0], index[1]]
             inner = ifft2(fft2(delta)[:, None] * window_functions)
+            self.work.transforms(len(delta) * (len(weights) + 2), WINDOW * WINDOW)
             sharp = 2 * (base.real * inner.real + base.imag * inner.imag) + inner.real**2 + inner.imag**2
             change = detect(torch.einsum("f,kfyx->kyx", weights, sharp), response, image_window.shape)
             full = torch.zeros((len(change), *self.image_grid.shape))
@@ -344,4 +355,5 @@ class Island:
                 if j in slices:
                     out[k] += factor * (delta[k] + wave)
             delta = ifft2(fft2(out * self._gratings[j][index]) * self.window_step)
+            self.work.propagated(len(delta), WINDOW * WINDOW)
         return delta, index, corner

@@ -12,7 +12,7 @@ from qhrtem.optimise.least_squares import levenberg_marquardt
 from qhrtem.optimise.space import SearchSpace
 
 Floats = NDArray[np.float64]
-Wants = Literal["value", "residual", "jacobian"]
+Wants = Literal["value", "residual", "jacobian", "levels"]
 # Reduced χ² above the oracle's that counts as a rough and a fair solution; a good one is within one expected
 # statistical fluctuation, d in χ² for d parameters.
 EXCESS = (0.1, 0.03)
@@ -24,8 +24,11 @@ class Evaluation:
 
     value: float  # to be minimised; χ² where there is a residual
     simulations: int  # images computed, a column of a Jacobian by differences counting as one
+    ffts: float = 0.0  # see `work.Work`
+    passes: float = 0.0
     residual: Floats | None = None  # (m,) in standard deviations
     jacobian: Floats | None = None  # (m, d) per natural unit
+    levels: Floats | None = None  # (n,) values at every level of the parameter that one pass yields in full
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ class Problem(Protocol):
     @property
     def pixels(self) -> int:
         """Compared pixels; 0 where the value is no χ²."""
+        ...
+
+    @property
+    def fft_seconds(self) -> float:
+        """Nominal seconds of one transform on the wave grid; without transforms, of one value."""
         ...
 
     def evaluate(self, vector: Floats, wants: Wants = "value") -> Evaluation: ...

@@ -11,7 +11,8 @@ import numpy as np
 
 from optimiser.problem import Floats
 
-Axis = Literal["simulations", "seconds"]
+Axis = Literal["simulations", "seconds", "ffts", "passes"]
+COLUMN: dict[str, int] = {"simulations": 0, "seconds": 1, "ffts": 3, "passes": 4}  # of a trajectory
 Record = dict[str, Any]
 Z95 = 1.959963984540054  # normal quantile of a 95 % interval
 
@@ -28,7 +29,7 @@ def wilson(successes: int, runs: int, z: float = Z95) -> tuple[float, float]:
 
 def cost_to(record: Record, target: float, axis: Axis) -> float:
     """Return what a run had spent when it first reached a value; inf where it never did."""
-    column = 0 if axis == "simulations" else 1
+    column = COLUMN[axis]
     for point in record.get("trajectory", ()):
         if point[2] <= target:
             return float(point[column])
@@ -36,8 +37,10 @@ def cost_to(record: Record, target: float, axis: Axis) -> float:
 
 
 def spent(record: Record, axis: Axis) -> float:
-    """Return what a run spent in all; a run that crashed counts with its whole budget."""
-    return float(record[axis] if "error" not in record else record["task"][axis])
+    """Return what a run spent in all; a run that crashed counts with its whole budget where that is known."""
+    if "error" in record:
+        return float(record["task"].get(axis, math.nan))
+    return float(record.get(axis, math.nan))
 
 
 def running_time(costs: Sequence[float], spendings: Sequence[float]) -> float:
@@ -81,6 +84,8 @@ class Summary:
     interval: tuple[float, float]
     simulations: tuple[float, float, float]  # expected, to each target
     seconds: tuple[float, float, float]
+    ffts: float  # expected to the last target, transforms of the whole wave grid
+    passes: float  # and waves carried through the specimen
     excess: float  # median of final value above the easiest run-independent scale, see `excess`
     simulator_share: float
     exact: float | None
@@ -123,6 +128,8 @@ def summary(records: Sequence[Record]) -> Summary:
         wilson(solved, len(records)),
         (sims[0], sims[1], sims[2]),
         (secs[0], secs[1], secs[2]),
+        expected(records, 2, "ffts"),
+        expected(records, 2, "passes"),
         float(np.median([excess(r) for r in records])),
         sum(r["simulator_seconds"] for r in good) / total if total else math.nan,
         mean("exact"),
@@ -135,6 +142,10 @@ def summary(records: Sequence[Record]) -> Summary:
     )
 
 
+# Least cost that counts, by axis.
+LEAST: dict[Axis, float] = {"simulations": 1.0, "seconds": 1e-4, "ffts": 1.0, "passes": 0.01}
+
+
 @dataclass(frozen=True)
 class Advantage:
     """How much less one method needs than another to reach the other's final value, over paired seeds."""
@@ -143,6 +154,8 @@ class Advantage:
     reached: int
     simulations: float  # median ratio, failures counted as 0
     seconds: float
+    ffts: float = math.nan
+    passes: float = math.nan
 
 
 def advantage(ours: Sequence[Record], other: Sequence[Record]) -> Advantage:
@@ -151,7 +164,7 @@ def advantage(ours: Sequence[Record], other: Sequence[Record]) -> Advantage:
     A first value that is already good enough costs at least one simulation and 0.1 ms.
     """
     by_seed = {r["task"]["seed"]: r for r in ours}
-    ratios: dict[Axis, list[float]] = {"simulations": [], "seconds": []}
+    ratios: dict[Axis, list[float]] = {axis: [] for axis in LEAST}
     reached = 0
     for r in other:
         mine = by_seed.get(r["task"]["seed"])
@@ -159,10 +172,11 @@ def advantage(ours: Sequence[Record], other: Sequence[Record]) -> Advantage:
             continue
         value = max(r["value"], target_of(r, 2))  # runs end at the last target
         reached += math.isfinite(cost_to(mine, value, "simulations"))
-        for axis, floor in (("simulations", 1.0), ("seconds", 1e-4)):
-            cost = cost_to(mine, value, axis)  # type: ignore[arg-type]
-            theirs = cost_to(r, value, axis)  # type: ignore[arg-type]
-            ratios[axis].append(theirs / max(cost, floor) if math.isfinite(cost) else 0.0)  # type: ignore[index]
+        for axis, floor in LEAST.items():
+            if len(r["trajectory"][0]) <= COLUMN[axis]:
+                continue
+            cost, theirs = cost_to(mine, value, axis), cost_to(r, value, axis)
+            ratios[axis].append(theirs / max(cost, floor) if math.isfinite(cost) else 0.0)
     n = len(ratios["seconds"])
     middle = {axis: float(np.median(v)) if v else math.nan for axis, v in ratios.items()}
-    return Advantage(n, reached, middle["simulations"], middle["seconds"])
+    return Advantage(n, reached, *(middle[axis] for axis in LEAST))

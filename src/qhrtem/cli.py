@@ -185,12 +185,16 @@ def simulate(
         str | None, typer.Option(help="focal: sum over focus; full: over source angle too.")
     ] = None,
 ) -> None:
-    """Make the image of a known specimen from a plan, or simulate a fitted run anew by another program."""
+    """Make the image of a known specimen from a plan, or that of a fitted run again.
+
+    A run is reproduced exactly by the model of its fit; with --engine, --phonons or --mode its atoms and lens
+    are simulated anew and compared.
+    """
     from qhrtem.simulate.files import check_out
 
     check_out(out, force)
     if source.is_dir():
-        _simulate_run(source, out, engine or "qhrtem", seed or 0, dose or 0.0, phonons, mode or "focal")
+        _simulate_run(source, out, engine, seed or 0, dose or 0.0, phonons, mode)
         return
     if not _is_plan(source):
         raise PlanError(f"{source}: give a PLAN.toml, or the folder of a finished run")
@@ -261,23 +265,29 @@ def _simulate_plan(plan: Plan, out: Path, options: frozenset[str]) -> None:
 
 
 def _simulate_run(
-    run: Path, out: Path, name: str, seed: int, dose: float, phonons: int | None, mode: str
+    run: Path, out: Path, engine: str | None, seed: int, dose: float, phonons: int | None, mode: str | None
 ) -> None:
     from qhrtem.run.folder import open_run
 
     folder = open_run(run)
+    name = engine or "qhrtem"
 
     from qhrtem.engines.protocol import engine_named
     from qhrtem.run.process import prepare
-    from qhrtem.simulate.again import PHONONS, counts_of, simulate_again
+    from qhrtem.simulate.again import PHONONS, counts_of, reproduced, simulate_again
     from qhrtem.simulate.files import write_simulation
 
     prepare()
     count = PHONONS if phonons is None else phonons
-    coherence = cast(Literal["focal", "full"], mode)  # checked with the job
+    coherence = cast(Literal["focal", "full"], mode or "focal")  # checked with the job
     reference = None if name == "qhrtem" else engine_named("qhrtem")
     with _counting(count) as progress:
-        again = simulate_again(folder.path, engine_named(name), count, coherence, seed, progress, reference)
+        if engine is phonons is mode is None:
+            again = reproduced(folder.path)
+        else:
+            again = simulate_again(
+                folder.path, engine_named(name), count, coherence, seed, progress, reference
+            )
     counts, facts = counts_of(again, dose, seed)
     write_simulation(out, counts, again.twin.pixel_size_A, facts, again.twin.columns)
     differences = [(f"differs {k}", f"{100 * v:.3g} % of vacuum") for k, v in again.differences.items()]

@@ -18,7 +18,9 @@ def record(seed, steps, budget=(100, 10.0), targets=(10.0, 5.0, 1.0), **more):
         "simulations": budget[0],
         "seconds": budget[1],
         "simulator_seconds": 4.0,
-        "trajectory": [(n, n / 10, v) for n, v in steps],
+        "trajectory": [(n, n / 10, v, 70.0 * n, 0.5 * n) for n, v in steps],
+        "ffts": 7000.0,
+        "passes": 50.0,
         "value": steps[-1][1] if steps else math.inf,
         "errors": {"distance": 1.0},
         "exact": 0.5,
@@ -92,6 +94,7 @@ def test_advantage_is_measured_at_the_others_final_value():
     fast = [record(s, [(2, 30.0), (8, 19.0)]) for s in range(3)]
     a = advantage(fast, other)
     assert (a.pairs, a.reached, a.simulations, a.seconds) == (3, 3, 10.0, pytest.approx(10.0))
+    assert (a.ffts, a.passes) == (10.0, 10.0)
 
 
 def test_not_reaching_the_others_value_is_no_advantage():

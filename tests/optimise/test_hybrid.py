@@ -1,5 +1,6 @@
 """Bayesian optimisation and least squares side by side."""
 
+import json
 import math
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qhrtem.optimise.hybrid import Experience, HybridSearch, favoured
+from qhrtem.optimise.competition import Experience, favoured
+from qhrtem.optimise.hybrid import HybridSearch
 from qhrtem.optimise.protocol import Trial
 from qhrtem.optimise.space import LinearRule, Parameter, SearchSpace
 
@@ -128,3 +130,87 @@ def test_descents_end_and_leave_basins() -> None:
     search = drive(HybridSearch(MIXED, 0), 80)
     assert search.basins
     assert math.isclose(min(b.value for b in search.basins), search.best.value, abs_tol=1e-6)  # type: ignore[union-attr]
+
+
+WAVY = SearchSpace(
+    (*(Parameter(f"x{i}", -3, 3) for i in range(4)), Parameter("n", 1, 40, "", "integer", swept=True))
+)
+WAVES = np.random.default_rng(3).normal(size=(30, 5)) @ np.diag([1, 0.8, 0.5, 0.2, 0.15])
+BOTTOM = np.array([0.7, -1.2, 2.1, -0.4, 27.0])
+
+
+def wavy(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Residual and Jacobian with many local minima: thickness enters periodically as well."""
+    bend = np.sin(1.7 * x) - np.sin(1.7 * BOTTOM)
+    r = WAVES @ (x - BOTTOM + 0.9 * bend)
+    return r, WAVES * (1 + 0.9 * 1.7 * np.cos(1.7 * x))
+
+
+def swept_answer(search: HybridSearch, trial: Trial) -> int:
+    """Tell what a trial wants; return how many vectors that was about."""
+    r, j = wavy(trial.vector)
+    if trial.wants != "levels":
+        told = j if trial.wants == "jacobian" else None
+        search.tell(trial.id, float(r @ r), residual=r, jacobian=told)
+        return 1
+    every = np.tile(trial.vector, (40, 1))
+    every[:, 4] = np.arange(1, 41)
+    levels = [float(v @ v) for v, _ in map(wavy, every)]
+    search.tell(trial.id, float(r @ r), residual=r, levels=levels)
+    return 40
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sweeps_and_hops_find_the_lowest_of_many_basins(seed: int) -> None:
+    search = HybridSearch(WAVY, seed)
+    asked = 0
+    while asked < 400 and (search.best is None or search.best.value > 1e-6):
+        for trial in search.ask():
+            swept_answer(search, trial)
+            asked += 1
+    assert search.best is not None
+    assert search.best.value < 1e-6
+    assert search.best.vector[4] == 27
+
+
+def test_sweeps_resume_exactly_and_stop_where_none_is_told() -> None:
+    straight = HybridSearch(WAVY, 1)
+    for _ in range(40):
+        trials = straight.ask()
+        saved = json.loads(json.dumps(straight.state_dict(), allow_nan=False))
+        resumed = HybridSearch.from_state_dict(WAVY, saved)
+        for t in trials:
+            swept_answer(straight, t)
+            swept_answer(resumed, t)
+        again = straight.state_dict()
+        assert resumed.state_dict() == again
+    deaf, wanted = HybridSearch(WAVY, 1), 0
+    for _ in range(60):
+        for t in deaf.ask():
+            wanted += t.wants == "levels"
+            r, j = wavy(t.vector)
+            deaf.tell(t.id, float(r @ r), residual=r, jacobian=j)
+    assert 0 < wanted <= 10
+
+
+def test_a_gradient_without_a_residual_is_descended() -> None:
+    """Rosenbrock in six dimensions less 7, so that the value is no sum of squares."""
+    space = SearchSpace(tuple(Parameter(f"x{i}", -2, 2) for i in range(6)))
+
+    def value(x: np.ndarray) -> tuple[float, np.ndarray]:
+        a, b = x[:-1], x[1:]
+        gradient = np.zeros(6)
+        gradient[:-1] += -400 * a * (b - a**2) - 2 * (1 - a)
+        gradient[1:] += 200 * (b - a**2)
+        return float((100 * (b - a**2) ** 2 + (1 - a) ** 2).sum()) - 7, gradient
+
+    search = HybridSearch(space, 0, transform="identity")
+    search.add(np.zeros(6), value(np.zeros(6))[0])
+    for _ in range(150):
+        for t in search.ask():
+            worth, slope = value(t.vector)
+            search.tell(t.id, worth, gradient=slope if t.wants == "jacobian" else None)
+    assert search.best is not None
+    assert search.best.value < -7 + 1e-3
+    state = json.loads(json.dumps(search.state_dict(), allow_nan=False))
+    assert HybridSearch.from_state_dict(space, state).state_dict() == search.state_dict()

@@ -109,6 +109,7 @@ def _work(session: Session, raw: RawImage, crystal: Crystal) -> Twin:
 
 def _announce(plan: Plan, raw: RawImage, crystal: Crystal) -> None:
     """Say what the fit will need, and raise ResourceError where this machine does not have it."""
+    from qhrtem.calibrate.intensity import mean_pitch
     from qhrtem.machine import cores, free_memory, in_words
     from qhrtem.run.process import prepare
     from qhrtem.specimen.crystal import project
@@ -118,7 +119,10 @@ def _announce(plan: Plan, raw: RawImage, crystal: Crystal) -> None:
     prepare()
     shape = (raw.counts.shape[0], raw.counts.shape[1])
     projection = project(crystal, plan.structure.zone_axis)
-    needs = estimate(shape, stated_pixel(plan, raw), projection, transform_seconds())
+    stated = stated_pixel(plan, raw)
+    if stated is None:
+        return  # nothing is known of the size of the field before the lattice is found
+    needs = estimate(shape, mean_pitch(stated), projection, transform_seconds())
     free, minutes = free_memory(), needs.seconds / cores() / 60
     words = f"at most {needs.columns} columns with the margin, {in_words(needs.memory)} of memory"
     if needs.memory > free:

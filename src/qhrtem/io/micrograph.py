@@ -68,8 +68,30 @@ def read_image(path: str | Path, dataset: str | None = None, frame: int | None =
         counts=_usable(data, path),
         path=str(path),
         pixel_size_A=_pixel_size(axes, path),
-        metadata=dict(_flat(signal)),
+        metadata={**dict(_flat(signal)), **_beside(path), **_stored(data, axes)},
     )
+
+
+def _stored(data: NDArray[Any], axes: list[Mapping[str, Any]]) -> dict[str, str]:
+    """Return how the numbers and the axes are written in the file."""
+    out = {"stored.dtype": str(data.dtype)}
+    for name, axis in zip(("row", "col"), axes, strict=True):
+        if axis.get("units"):
+            out[f"axis.{name}"] = f"{axis.get('scale')} {axis['units']}"
+    return out
+
+
+def _beside(path: Path) -> dict[str, str]:
+    """Return what the .emi file of a .ser says: the .ser itself does not know the microscope."""
+    if path.suffix.lower() != ".ser":
+        return {}
+    main = path.with_name(path.stem.rpartition("_")[0] + ".emi")
+    if not main.is_file():
+        return {}
+    try:
+        return dict(_flat(_signals(main)[0]))
+    except InputError:
+        return {}
 
 
 def _signals(path: Path) -> list[dict[str, Any]]:

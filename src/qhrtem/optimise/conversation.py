@@ -40,6 +40,8 @@ class Told:
     quadratic: Quadratic | None = None  # from residual and Jacobian
     gradient: Vector | None = None  # (d,) of the value, natural units
     seconds: float | None = None
+    swept: bool = False  # whether the values of all levels came back
+    residuals: int = 0  # length of the residual, 0 without one
 
 
 class Conversation:
@@ -109,6 +111,7 @@ class Conversation:
         residual: ArrayLike | None = None,
         jacobian: ArrayLike | None = None,
         seconds: float | None = None,
+        levels: ArrayLike | None = None,
     ) -> None:
         """Record the outcome of a pending trial; a value that is not finite counts as failed.
 
@@ -123,12 +126,37 @@ class Conversation:
         worth = float(value) if status == "done" and np.isfinite(value) else np.nan
         told = Told(seconds=seconds)
         if np.isfinite(worth):
-            told = Told(*self._derivatives(where, worth, gradient, residual, jacobian), seconds)
+            count = 0 if residual is None else np.size(residual)
+            known = self._derivatives(where, worth, gradient, residual, jacobian)
+            told = Told(*known, seconds, residuals=count)
+        if levels is not None and status == "done":
+            best, lowest = self._best_level(where, levels)
+            told = replace(told, swept=True)
+            if lowest < worth or np.isnan(worth):
+                told = replace(told, quadratic=None, gradient=None)
+                where, worth = best, lowest
         del self._pending[trial_id]
-        if vector is not None:
+        if self._key(where) != self._key(trial.vector):
             self._moved.append(trial.vector)
         self._seen.add(self._key(where))
         self._heard(trial, Observation(trial_id, where, worth, trial.origin), told)
+
+    def _best_level(self, where: Vector, levels: ArrayLike) -> tuple[Vector, float]:
+        """Return the vector of the best level that the rules allow and its value, nan without any."""
+        values = np.asarray(levels, dtype=np.float64).ravel()
+        i = self.space.swept
+        known = np.empty(0) if i is None else self.space.parameters[i].level_values
+        if i is None or len(values) != len(known):
+            raise PlanError(
+                f"levels must hold a value for each of the {len(known)} levels of the swept parameter, got "
+                f"{len(values)}; mark the parameter as swept or leave them out"
+            )
+        for k in np.argsort(np.where(np.isfinite(values), values, np.inf)):
+            vector = np.array(where)
+            vector[i] = known[k]
+            if np.isfinite(values[k]) and self.allowed.refused_by(vector) is None:
+                return frozen(vector), float(values[k])
+        return where, float("nan")
 
     def add(self, vector: ArrayLike, value: float) -> Observation:
         """Record a point (d,) that was not asked for, such as a prior guess or a refined end point."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from qhrtem.optimise.least_squares import DAMPING_SHRINK, DAMPING_START, Box, Point, damped_step
-from qhrtem.optimise.quadratic import Quadratic
+from qhrtem.optimise.quadratic import Quadratic, bent
 from qhrtem.optimise.space import SearchSpace
 
 Vector = NDArray[np.float64]
@@ -28,14 +28,17 @@ PAIRS_MAX = 256  # exchanges of one step between two discrete parameters, at mos
 ERROR_START = 0.3  # model error as a share of the curvature energy ½δᵀCδ of a step, before anything is known
 ERROR_MIN, ERROR_MAX = 0.02, 2.0  # limits of what is learned of it
 DAMPING_MIN = 1e-9  # below this the step is Gauss–Newton's
-COMPARED_MIN = 3  # earlier descents that must have come as far before one is given up for being worse
+AGE_MIN = 4  # evaluations before a descent can be given up
+FAITH = 6.0  # times its last drop, what a descent may still gain
 TRUSTED = (
     0.9  # share of the expected drop that a move by value alone must reach for its model to be carried on
 )
+MISSED = 1e-3  # and share of the value that it may miss what it promised by
 LONGEST = 2.0  # of a move that turns out too short
 POLISH_ERROR = 0.3  # model error of a discrete move at the end of a descent, share of its curvature energy
 POLISH_MOVES = 2  # moves in a row without success, for each discrete parameter, before a descent ends
-REFUSALS_MAX = 12  # refused steps in a row after which a descent has stalled
+CRAWL = 5  # evaluations of a descent that must gain `MISSED` together
+REFUSALS_MAX = 7  # refused steps in a row after which a descent has stalled
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Descent:
     target: Vector | None = None  # where a move tried by its value alone leads, unit cube
     better: Vector | None = None  # where on the way the next Jacobian is worth it, unit cube
     tried: int = 0  # such moves in a row that did not help
+    stale: bool = False  # whether it has moved by value alone since its last Jacobian
+    promised: float = math.inf  # the last step's drop, or what its model expected if that was more
 
     def asked(self, trial_id: int, candidate: Candidate | None) -> None:
         """Note which trial the descent waits for; no candidate for its start."""
@@ -77,17 +82,20 @@ class Descent:
         if candidate is not None:
             self.expected, self.travel = candidate.expected, candidate.travel
 
-    def told(self, value: float, model: Quadratic | None) -> None:
+    def told(self, value: float, model: Quadratic | None, jump: Vector | None = None) -> None:
         """Go to a better point, or damp the next step more (Nielsen 1999, equation 2.21).
 
         model: at the point told, unit cube; a point without one cannot be gone on from and counts as refused.
+        jump: (d,) the whole steps on the way there, unit cube. Where they were refused, damping would not
+        make them any shorter: the model learns what they cost.
         """
-        self.waiting = None
+        self.waiting, self.stale = None, False
         self.age += 1
         self.course.append(min([value, *self.course[-1:]]))
         if self.point is None:
             self.point = model
             return
+        self.promised = self.point.value - min(value, self.expected)
         drop, predicted = self.point.value - value, self.point.value - self.expected
         if math.isfinite(value) and self.travel > 0:
             miss = min(abs(value - self.expected) / self.travel, ERROR_MAX)
@@ -98,17 +106,28 @@ class Descent:
             self.damping, self.factor, self.refusals = max(self.damping, DAMPING_MIN), 2.0, 0
             self.point = model
         else:
-            self.damping, self.factor, self.refusals = (
-                self.damping * self.factor,
-                2 * self.factor,
-                self.refusals + 1,
-            )
+            self.refusals += 1
+            if not self._warned(value - self.expected, jump):
+                self.damping, self.factor = self.damping * self.factor, 2 * self.factor
+            if model is not None and not math.isfinite(model.least):
+                # A gradient that was refused still bends the model.
+                self.point = replace(self.point, curvature=bent(self.point, model.vector, model.slope))
 
     def trying(self, trial_id: int, candidate: Candidate) -> None:
         """Note that a discrete move is under evaluation, without a Jacobian."""
         self.waiting, self.target = trial_id, candidate.unit
 
-    def moved(self, value: float) -> None:
+    def _warned(self, miss: float, jump: Vector | None) -> bool:
+        """Bend the model along whole steps that came out worse than it had said; return whether it was."""
+        length = 0.0 if jump is None else float(jump @ jump)
+        if length == 0 or not 0 < miss < math.inf or self.point is None:
+            return False
+        assert jump is not None
+        bend = 2 * miss * np.outer(jump, jump) / length**2
+        self.point = replace(self.point, curvature=self.point.curvature + bend)
+        return True
+
+    def moved(self, value: float, jump: Vector | None = None) -> None:
         """Go where the move leads if it helps; the model is carried along, its slope by its own curvature.
 
         Where the value falls short of the model's, the parabola through both ends of the move says how much
@@ -122,19 +141,32 @@ class Descent:
         self.course.append(min([value, *self.course[-1:]]))
         along, drop = float(here.slope @ step), here.value - value
         bend = value - here.value - along
-        if bend > 0 and along < 0 and drop < TRUSTED * (here.value - float(here(there))):
+        expected = float(here(there))
+        short = drop < TRUSTED * (here.value - expected) or value - expected > MISSED * abs(value)
+        if bend > 0 and along < 0 and short:
             self.better = here.vector + min(-0.5 * along / bend, LONGEST) * step
         if not drop > 0:
             self.tried += 1
+            self._warned(value - expected, jump)
             return
         slope = here.slope + here.curvature @ step
-        self.point = Quadratic(there, value, slope, here.curvature)
-        self.tried, self.refusals = 0, 0
+        self.point = replace(here, vector=there, value=value, slope=slope)
+        self.tried, self.refusals, self.stale = 0, 0, True
+
+    def hopeless(self, goal: float) -> bool:
+        """Return whether a descent would have to fall far faster than it just did to come below a goal."""
+        if self.point is None or self.age < AGE_MIN:
+            return False
+        return self.point.value - FAITH * max(self.promised, 0.0) > goal
 
     @property
     def stalled(self) -> bool:
-        """True when no step has been of use for long."""
-        return self.refusals > REFUSALS_MAX
+        """True when no step has been of use for long, or the latest that were together of little."""
+        if self.refusals > REFUSALS_MAX:
+            return True
+        if self.refusals or len(self.course) <= CRAWL:
+            return False
+        return self.course[-1 - CRAWL] - self.course[-1] < MISSED * abs(self.course[-1])
 
     def _vectors(self) -> dict[str, Vector | None]:
         return {"target": self.target, "better": self.better}
@@ -143,7 +175,8 @@ class Descent:
         """Return the descent in JSON types."""
         expected = None if math.isnan(self.expected) else self.expected
         vectors = {k: None if v is None else v.tolist() for k, v in self._vectors().items()}
-        plain = {**asdict(self), "expected": expected, **vectors}
+        promised = None if math.isinf(self.promised) else self.promised
+        plain = {**asdict(self), "expected": expected, "promised": promised, **vectors}
         return {**plain, "point": self.point.to_dict() if self.point else None}
 
     @classmethod
@@ -152,7 +185,8 @@ class Descent:
         point = Quadratic.from_dict(state["point"]) if state["point"] else None
         expected = math.nan if state["expected"] is None else state["expected"]
         vectors = {k: None if state[k] is None else np.array(state[k]) for k in ("target", "better")}
-        return cls(**{**state, "point": point, "expected": expected, **vectors})
+        promised = math.inf if state["promised"] is None else state["promised"]
+        return cls(**{**state, "point": point, "expected": expected, "promised": promised, **vectors})
 
 
 def expected_improvement(lead: float, error: float) -> float:
@@ -183,14 +217,13 @@ def at(descent: Descent, space: SearchSpace, unit: Vector) -> Candidate:
     return _candidate(descent, space.to_unit(space.from_unit(np.clip(unit, 0.0, 1.0))))
 
 
-def promising(course: list[float], others: list[list[float]]) -> bool:
-    """Return whether a descent is no worse than the median of the others was after as many evaluations.
-
-    The median stopping rule (Golovin, Solnik, Moitra, Kochanski, Karro and Sculley, KDD 2017, section 3.2.2).
-    """
-    age = len(course)
-    same = [c[age - 1] for c in others if len(c) >= age]
-    return age == 0 or len(same) < COMPARED_MIN or course[-1] <= float(np.median(same))
+def jump(descent: Descent, space: SearchSpace, unit: Vector) -> Vector | None:
+    """Return the whole steps (d,) from where a descent stands to a point; None before it stands anywhere."""
+    if descent.point is None:
+        return None
+    ordered = space.is_discrete & ~space.is_categorical
+    step: Vector = np.where(ordered, unit - descent.point.vector, 0.0)
+    return step
 
 
 def polish(descent: Descent, ranked: list[Candidate], space: SearchSpace) -> list[Candidate]:
@@ -231,7 +264,7 @@ def _candidate(descent: Descent, unit: Vector) -> Candidate:
     assert descent.point is not None
     step = unit - descent.point.vector
     travel = 0.5 * float(step @ descent.point.curvature @ step)
-    expected = max(float(descent.point(unit)), 0.0)
+    expected = max(float(descent.point(unit)), descent.point.least)
     return Candidate(unit, expected, descent.error * travel, travel)
 
 

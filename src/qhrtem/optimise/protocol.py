@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Status = Literal["done", "failed"]
 Origin = Literal["design", "model", "refined", "added"]
-Wants = Literal["value", "residual", "jacobian"]
+Wants = Literal["value", "residual", "jacobian", "levels"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,9 @@ class Trial:
     id: int  # unique in one search, counts up from 0
     vector: NDArray[np.float64]  # (d,) natural units, integers whole; read-only
     origin: Origin  # space-filling design, chosen by a model, or a step of a local method
-    wants: Wants = "value"  # the most that is of use; "jacobian" includes the residual, "residual" the value
+    # The most that is of use. "jacobian" includes the residual, "residual" the value; "levels" are the values
+    # at every level of the swept parameter, all else as in the vector.
+    wants: Wants = "value"
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class Optimiser(Protocol):
         """Return up to q new trials.
 
         None while trials are pending means that those must be told first; none without pending trials means
-        that no untried point is left. No point is proposed twice; one that was only added may be, for its
-        Jacobian.
+        that no untried point is left. No point is proposed twice; one that was only added, or that was the
+        best level of a sweep, may be, for its Jacobian.
         """
         ...
 
@@ -64,12 +66,15 @@ class Optimiser(Protocol):
         residual: ArrayLike | None = None,
         jacobian: ArrayLike | None = None,
         seconds: float | None = None,
+        levels: ArrayLike | None = None,
     ) -> None:
         """Record the outcome of a pending trial; more or less than it wanted may be told.
 
         vector: (d,) natural units where the evaluation moved the point. gradient: (d,) of the value.
         residual: (m,) with value = residual · residual. jacobian: (m, d) of the residual; derivatives are
         per natural unit, for integers those of the relaxed quantity. seconds: what the evaluation took.
+        levels: (n,) values at the levels of the swept parameter, nan where one failed; the trial then counts
+        as evaluated at the best of them.
         """
         ...
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from qhrtem.optimise.conversation import Conversation, Proposal, Told
-from qhrtem.optimise.protocol import Observation, Origin, Status, Trial, Wants
+from qhrtem.optimise.protocol import Observation, Origin, Trial, Wants
 from qhrtem.optimise.quadratic import Quadratic
 from qhrtem.optimise.space import SearchSpace
 
@@ -62,9 +62,15 @@ class Scripted(Conversation):
         raise NotImplementedError
 
     def start_points(self, n: int, generator: np.random.Generator) -> Vector:
-        """Return up to n Sobol points (n, free d) of the cube that the rules allow; PlanError without any."""
-        vectors = self.allowed.sobol(n, generator, self.rejected)
-        return self.space.to_unit(vectors)[:, self.free]
+        """Return up to n points (n, free d) of the cube to start from; PlanError where the rules allow none.
+
+        The first beginning starts from points added before it, the best first; all else are Sobol points.
+        """
+        given = sorted((o for o in self.archive if o.origin == "added"), key=lambda o: o.value)
+        known = [o.vector for o in given if self.restarts == 0 and not o.failed][:n]
+        if len(known) < n:
+            known += list(self.allowed.sobol(n - len(known), generator, self.rejected))
+        return self.space.to_unit(np.array(known))[:, self.free]
 
     @property
     def free_levels(self) -> NDArray[np.int64]:
@@ -75,20 +81,6 @@ class Scripted(Conversation):
         """Return up to q new trials; none while the script waits for pending ones."""
         self._events.append(["ask", q])
         return super().ask(q)
-
-    def tell(
-        self,
-        trial_id: int,
-        value: float,
-        status: Status = "done",
-        vector: ArrayLike | None = None,
-        gradient: ArrayLike | None = None,
-        residual: ArrayLike | None = None,
-        jacobian: ArrayLike | None = None,
-        seconds: float | None = None,
-    ) -> None:
-        """Record the outcome of a pending trial; see `Conversation.tell`."""
-        super().tell(trial_id, value, status, vector, gradient, residual, jacobian, seconds)
 
     def _heard(self, trial: Trial | None, observation: Observation, told: Told) -> None:
         super()._heard(trial, observation, told)

@@ -41,6 +41,7 @@ class Parameter:
     kind: Kind = "continuous"
     values: tuple[float, ...] = ()  # what an ordinal can be, in `unit`, rising
     labels: tuple[str, ...] = ()  # of a categorical; a vector holds the position, 0 … n − 1
+    swept: bool = False  # one evaluation can yield the values at all levels, as a pass does for thicknesses
 
     @classmethod
     def ordinal(cls, name: str, values: Sequence[float], unit: str = "") -> Parameter:
@@ -61,6 +62,8 @@ class Parameter:
                 f"parameter {self.name}: kind must be one of {', '.join(KINDS)}, got {self.kind!r}"
             )
         self._check_levels()
+        if self.swept and self.levels is None:
+            raise PlanError(f"parameter {self.name}: only a discrete parameter can be swept, got {self.kind}")
         if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low <= self.high):
             raise PlanError(f"{where} must be finite and in rising order; were they swapped?")
         if self.kind == "log" and self.low <= 0:
@@ -120,6 +123,9 @@ class SearchSpace:
         repeated = [name for name, count in Counter(self.names).items() if count > 1]
         if repeated:
             raise PlanError(f"parameter names must differ, got {', '.join(repeated)} more than once")
+        swept = [p.name for p in self.parameters if p.swept]
+        if len(swept) > 1:
+            raise PlanError(f"at most one parameter can be swept, got {', '.join(swept)}; enumerate one")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -151,6 +157,11 @@ class SearchSpace:
     def is_free(self) -> NDArray[np.bool_]:
         """(d,) False for parameters of one value."""
         return self.low < self.high
+
+    @cached_property
+    def swept(self) -> int | None:
+        """Position of the parameter all of whose levels one evaluation yields, None without one."""
+        return next((i for i, p in enumerate(self.parameters) if p.swept and p.low < p.high), None)
 
     @cached_property
     def is_log(self) -> NDArray[np.bool_]:

@@ -1,11 +1,12 @@
 """Physics rules: what a structure must or should satisfy, applied before anything is simulated.
 
-Hard rules discard a candidate; soft rules add to its cost. Each is an object with a name, and a run counts
-what every rule rejected.
+Hard rules discard a candidate; soft rules add to its cost. Each is an object with a name; `StructureRules`
+lists them, switches them and counts what every one rejected. Those of chemistry stand in `chemistry`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from qhrtem.errors import PlanError
 from qhrtem.specimen.columns import ColumnModel
 
 Floats = NDArray[np.float64]
@@ -26,6 +28,67 @@ class HardRule(Protocol):
     def broken(self, columns: ColumnModel) -> NDArray[np.bool_]:
         """Return (C,) True where the column breaks the rule."""
         ...
+
+
+class SoftRule(Protocol):
+    """A rule that says what a candidate costs."""
+
+    name: str
+
+    def cost(self, columns: ColumnModel) -> float:
+        """Return the cost in χ² units."""
+        ...
+
+
+@dataclass
+class Tally:
+    """What one rule has done so far."""
+
+    tested: int = 0  # candidates
+    rejected: int = 0  # candidates with a broken column; 0 for soft rules
+    cost: float = 0.0  # χ² units, of the last candidate; 0 for hard rules
+
+
+class StructureRules:
+    """Named rules for whole specimens, each with a switch and a tally; hard ones first."""
+
+    def __init__(self, hard: Iterable[HardRule] = (), soft: Iterable[SoftRule] = ()) -> None:
+        """Raise PlanError for two rules of one name."""
+        self.hard, self.soft = tuple(hard), tuple(soft)
+        names = [rule.name for rule in (*self.hard, *self.soft)]
+        if len(set(names)) < len(names):
+            raise PlanError(f"rule names must differ, got {', '.join(names)}")
+        self.on = dict.fromkeys(names, True)
+        self.tallies = {name: Tally() for name in names}
+
+    def switch(self, name: str, on: bool) -> None:
+        """Switch a rule on or off; raise PlanError for a name that no rule has."""
+        if name not in self.on:
+            raise PlanError(f"no rule is named {name!r}; the rules are: {', '.join(self.on) or 'none'}")
+        self.on[name] = on
+
+    def refused_by(self, columns: ColumnModel) -> str | None:
+        """Return the name of the first hard rule that a candidate breaks anywhere, None if it breaks none."""
+        for rule in self.hard:
+            if not self.on[rule.name]:
+                continue
+            tally = self.tallies[rule.name]
+            tally.tested += 1
+            if rule.broken(columns).any():
+                tally.rejected += 1
+                return rule.name
+        return None
+
+    def cost(self, columns: ColumnModel) -> float:
+        """Return what the soft rules that are on cost together, χ² units."""
+        total = 0.0
+        for rule in self.soft:
+            if self.on[rule.name]:
+                tally = self.tallies[rule.name]
+                tally.tested += 1
+                tally.cost = float(rule.cost(columns))
+                total += tally.cost
+        return total
 
 
 @dataclass(frozen=True)

@@ -151,15 +151,27 @@ class LatticeForm:
     """The registered lattice."""
 
     def save(self, value: Lattice) -> Snapshot:
-        """Return the snapshot of a lattice."""
-        held = {f.name: getattr(value, f.name) for f in fields(Lattice)}
-        arrays = {k: v for k, v in held.items() if isinstance(v, np.ndarray)}
-        return Snapshot({k: float(v) for k, v in held.items() if k not in arrays}, arrays)
+        """Return the snapshot of a lattice; numbers that are not known are None."""
+        facts: dict[str, Any] = {}
+        arrays: dict[str, NDArray[Any]] = {}
+        for f in fields(Lattice):
+            part = getattr(value, f.name)
+            if isinstance(part, np.ndarray):
+                arrays[f.name] = part
+            elif f.name == "notes":
+                facts[f.name] = list(part)
+            else:
+                facts[f.name] = float(part) if math.isfinite(part) else None
+        return Snapshot(facts, arrays)
 
     def load(self, snapshot: Snapshot) -> Lattice:
         """Return the lattice of a snapshot."""
-        held: dict[str, Any] = {**snapshot.facts, **snapshot.arrays}
-        return Lattice(**{f.name: held[f.name] for f in fields(Lattice)})
+        parts: dict[str, Any] = dict(snapshot.arrays)
+        for f in fields(Lattice):
+            if f.name not in parts:
+                value = snapshot.facts[f.name]
+                parts[f.name] = math.nan if value is None else value
+        return Lattice(**{**parts, "notes": tuple(parts["notes"])})
 
 
 class RankingForm:
@@ -198,6 +210,7 @@ class Reached:
 
     state: State
     number: float = 0.0  # cost or gain, units of χ²
+    undecided: tuple[int, ...] = ()  # columns whose counts a next round should look at
 
 
 @dataclass
@@ -212,6 +225,7 @@ class ReachedForm:
         """Return the snapshot of a state with the counters and the generator as they are now."""
         lens, columns = _save_microscope(value.state.microscope), value.state.columns
         facts: dict[str, Any] = {**lens.facts, "number": float(value.number), "rejected": dict(self.rejected)}
+        facts["undecided"] = list(value.undecided)
         if self.generator is not None:
             facts["generator"] = self.generator.bit_generator.state
         arrays = {**lens.arrays, **{n: getattr(columns, n) for n in COLUMN_ARRAYS}}
@@ -232,7 +246,8 @@ class ReachedForm:
         diffuse: torch.Tensor | float = snapshot.facts.get("diffuse", 0.0)
         if "diffuse" in snapshot.arrays:
             diffuse = torch.from_numpy(snapshot.arrays["diffuse"])
-        return Reached(State(columns, _load_microscope(snapshot), diffuse), snapshot.facts["number"])
+        state = State(columns, _load_microscope(snapshot), diffuse)
+        return Reached(state, snapshot.facts["number"], tuple(snapshot.facts["undecided"]))
 
 
 COLUMN_ARRAYS = ("kind", "cell", "anchor", "frame", "rise", "shift", "first", "last")

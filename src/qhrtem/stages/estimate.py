@@ -1,7 +1,7 @@
 """Estimate: how much memory and time a fit will need, before it starts.
 
 The memory follows from what a round of count moves holds at once: the image change of every unknown in its
-window, the normal matrix over all of them, and the waves of the whole field (`benchmarks/estimate.py` shows
+window, the sparse normal matrix over all of them, and the waves of the whole field (`benchmarks/estimate.py` shows
 how near that is). The time is that of measured fits, scaled by how fast this machine transforms.
 """
 
@@ -53,7 +53,10 @@ def estimate(
     moves = cells * sum(m for _, m in a_cell)
     window = (USED_A / pixel) ** 2
     responses = 2 * 4 * window * (positions + moves)  # single precision, plain and weighted
-    matrix = 8 * ((IMAGING + positions + moves) ** 2 + 3 * moves**2 + 3 * moves * positions)
+    # Unknowns meet where their windows overlap; while the sparse matrix is put together an entry is held as
+    # two indices and a value three times. The covariance of the positions is dense.
+    together = (positions + moves) * min(1.0, (2 * USED_A) ** 2 / area)
+    matrix = 72 * (positions + moves) * together + 24 * positions**2
     scale = max(1.0, pixel / 0.09) ** 2  # waves are sampled at 0.09 Å or finer
     image = area / pixel**2
     waves = 8 * image * scale * (2 * SLICES + 20) + 4 * image * IMAGING

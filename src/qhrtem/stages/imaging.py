@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from qhrtem.calibrate.area import unusable_area
 from qhrtem.calibrate.lattice import Lattice, amplitudes
 from qhrtem.errors import QualityError
 from qhrtem.model.micrograph import Micrograph
@@ -66,7 +67,7 @@ def cell_averages(micrograph: Micrograph, lattice: Lattice, pixel: float) -> Cel
     reciprocal = np.linalg.inv(frame)  # cycles per pixel (row, col) for crystal g: g @ inv(frame).T
     sigma = TILE_SIGMA_A / pixel
     inside = ndimage.binary_erosion(
-        lattice.crystal & micrograph.valid, iterations=int(1.2 * sigma), border_value=1
+        lattice.crystal & ~unusable_area(micrograph.valid), iterations=int(1.2 * sigma), border_value=1
     )
     ny, nx = inside.shape
     step = 1.6 * sigma

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qhrtem.calibrate.intensity import normalise
+from qhrtem.calibrate.area import foreign_area
+from qhrtem.calibrate.intensity import mean_pitch, normalise
 from qhrtem.calibrate.lattice import Lattice, register
 from qhrtem.errors import QualityError
 from qhrtem.model.diffuse import diffuse_image
@@ -33,7 +34,7 @@ from qhrtem.stages.checkpoint import (
     ReachedForm,
     Report,
 )
-from qhrtem.stages.counts import LEAST_CHI2_GAIN, count_round
+from qhrtem.stages.counts import LEAST_CHI2_GAIN, TILTS, count_round
 from qhrtem.stages.imaging import (
     CellAverages,
     CellMatch,
@@ -53,16 +54,18 @@ Floats = NDArray[np.float64]
 
 # Freed first: what an image of a roughly right structure determines. The Debye–Waller scale, C3 and the focal
 # spread trade against thickness; freed while atoms are missing, they absorb the lack and lead into a wrong
-# basin.
+# basin. The mistilt trades against which end of each column the missing atoms are at: freed before the counts
+# are settled it runs away by many mrad, and the ends then settle around it.
 EARLY = (
     *("c1", "a1_x", "a1_y", "b2_x", "b2_y", "a2_x", "a2_y"),
-    *("vibration_xx", "vibration_yy", "vibration_xy", "tilt_x", "tilt_y"),
+    *("vibration_xx", "vibration_yy", "vibration_xy"),
 )
 LENS = (
-    *(*EARLY, "c3", "s3_x", "s3_y", "a3_x", "a3_y"),
+    *(*EARLY, *TILTS, "c3", "s3_x", "s3_y", "a3_x", "a3_y"),
     *("focal_spread", "semi_convergence", "b_scale", "scale"),
 )
 EARLY_ROUNDS = 2
+SETTLED_ROUNDS = 4  # from here on the outline stays and only undecided columns are looked at
 SHIFT = ("shift_x", "shift_y")
 TRIALS = 96  # simulations of the global search over imaging parameters, for each orientation
 TIE = 1.3  # orientations within this factor of the best misfit are kept until the whole field decides
@@ -93,27 +96,37 @@ def fit_image(
         averages, hypotheses = imaging(plan, micrograph, lattice, projection, parts)
         bench, state, start, others = choose(micrograph, lattice, projection, averages, hypotheses, parts)
         state, evidence = structure(plan, bench, state, start, parts)
-        notes = (*crystal.notes, *micrograph.notes, *_assumed(plan, raw), *others)
+        notes = (*crystal.notes, *micrograph.notes, *lattice.notes, *_assumed(plan, raw), *others)
         return make_twin(plan, bench, state, start, lattice, micrograph, evidence, tuple(log.steps), notes)
 
 
 def calibrate(plan: Plan, raw: RawImage, projection: Projection, parts: Parts) -> tuple[Micrograph, Lattice]:
     """Return the image on the absolute scale and the lattice in it."""
-    pixel = stated_pixel(plan, raw)
-    micrograph = normalise(raw, plan.image, pixel)
+    stated = stated_pixel(plan, raw)
+    micrograph = normalise(raw, plan.image, mean_pitch(stated))
 
     def registered() -> Lattice:
-        found = register(micrograph.intensity, micrograph.valid, pixel, projection, raw.path)
+        found = register(micrograph.intensity, micrograph.valid, stated, projection, raw.path)
+        against = ""
+        if stated is not None:
+            against = f" ({100 * (found.pixel_size_A / mean_pitch(stated) - 1):+.2f} %)"
         parts.log.done = 0.04
         parts.log(
             "calibrate",
             float("nan"),
-            f"pixel {found.pixel_size_A:.4f} Å ({100 * (found.pixel_size_A / pixel - 1):+.2f} %), "
+            f"pixel {found.pixel_size_A:.4f} Å{against}, "
             f"rotation {found.rotation_deg:.2f}°, {100 * found.crystal.mean():.0f} % crystal",
         )
         return found
 
-    return micrograph, parts("calibrate", registered, LatticeForm())
+    lattice = parts("calibrate", registered, LatticeForm())
+    foreign = foreign_area(micrograph, lattice.crystal, lattice.pixel_size_A)
+    if foreign.any():
+        note = (
+            f"{100 * foreign.mean():.1f} % of the image is neither this lattice nor vacuum and is left out."
+        )
+        micrograph = replace(micrograph, valid=micrograph.valid & ~foreign, notes=(*micrograph.notes, note))
+    return micrograph, lattice
 
 
 def imaging(
@@ -235,10 +248,11 @@ def structure(plan: Plan, bench: Bench, state: State, start: Start, parts: Parts
         log("positions", bench.chi2(state))
         return Reached(state)
 
-    def counts(state: State, lens: list[int]) -> Reached:
-        done = count_round(bench, state, lens, state.occupied(), state.occupied(), surface, support, rejected)
+    def counts(state: State, lens: list[int], moving: list[int]) -> Reached:
+        every = state.occupied()
+        done = count_round(bench, state, lens, every, moving, surface, support, rejected, collective=True)
         log("counts", bench.chi2(done.state), f"{done.changed} columns changed")
-        return Reached(done.state, done.gain)
+        return Reached(done.state, done.gain, tuple(sorted(done.undecided)))
 
     def outline(state: State, lens: list[int]) -> Reached:
         state, changed = outline_round(bench, state, lens, state.occupied(), eligible(start), neighbours)
@@ -252,10 +266,12 @@ def structure(plan: Plan, bench: Bench, state: State, start: Start, parts: Parts
 
     log.done = 0.25
     state = parts("positions", partial(positions, state), form).state
+    done = Reached(state)
     for number in range(COUNT_ROUNDS):
         log.done = 0.3 + 0.45 * min(number / USUAL_ROUNDS, 1.0)
         lens = _free(state, EARLY if number < EARLY_ROUNDS else LENS)
-        done = parts(f"counts {number}", partial(counts, state, lens), form)
+        moving = list(done.undecided) if number >= SETTLED_ROUNDS else state.occupied()
+        done = parts(f"counts {number}", partial(counts, state, lens, moving), form)
         state = done.state
         if number in (0, 1, 3):
             state = parts(f"surfaces {number}", partial(outline, state, lens), form).state
@@ -334,6 +350,6 @@ def _assumed(plan: Plan, raw: RawImage) -> tuple[str, ...]:
         out.append("The focal spread was not given; 3.0 ± 0.3 nm was assumed.")
     if plan.microscope.semi_convergence_mrad is None:
         out.append("The semi-convergence was not given; 0.3 ± 0.1 mrad was assumed.")
-    if plan.image.pixel_size_A is None:
+    if plan.image.pixel_size_A is None and raw.pixel_size_A is not None:
         out.append(f"The pixel size was taken from the file ({raw.path}) as a starting value.")
     return tuple(out)

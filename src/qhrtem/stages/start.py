@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from qhrtem.calibrate.finder import present_columns
+from qhrtem.calibrate.intensity import SQUARE, planned_pitch
 from qhrtem.calibrate.lattice import Lattice
 from qhrtem.errors import InputError
 from qhrtem.model.forward import MARGIN_A, Field, make_field
@@ -33,22 +35,18 @@ class Start:
     eligible: NDArray[np.bool_]  # (C,) columns that the image shows
 
 
-def stated_pixel(plan: Plan, raw: RawImage) -> float:
-    """Return the pixel size in Å that the plan or else the file states."""
-    if plan.image.pixel_size_A is not None:
-        return plan.image.pixel_size_A
-    if raw.pixel_size_A is None:
+def stated_pixel(plan: Plan, raw: RawImage) -> tuple[float, float] | None:
+    """Return the (row, col) pixel pitch in Å that the plan or else the file states, None where neither does.
+
+    Raises InputError where a fit cannot use the pixels: the lens is simulated on square ones.
+    """
+    stated = planned_pitch(plan.image, raw)
+    if stated is not None and abs(stated[0] / stated[1] - 1) > SQUARE:
         raise InputError(
-            f"{raw.path}: the file states no pixel size; give pixel_size_A in [image] (within 12 %, the "
-            "lattice refines it)"
-        )
-    row, col = raw.pixel_size_A
-    if abs(row / col - 1) > 0.02:
-        raise InputError(
-            f"{raw.path}: pixels must be square, the file states {row:g} × {col:g} Å; "
+            f"{raw.path}: pixels must be square for a fit, the file states {stated[0]:g} × {stated[1]:g} Å; "
             "resample the image first"
         )
-    return float(np.sqrt(row * col))
+    return stated
 
 
 def planned_microscope(plan: Plan, scale_sigma: float) -> Microscope:
@@ -116,7 +114,15 @@ def start_field(
     columns = lattice_columns(projection, origin, hypothesis.frame, (low[0], low[1], high[0], high[1]))
     detector = field.to_detector(columns.anchor)
     inside = np.clip(np.round(detector).astype(int), 0, np.array([ny - 1, nx - 1]))
-    crystal = lattice.crystal[inside[:, 0], inside[:, 1]]
+    crystal = present_columns(
+        micrograph.intensity,
+        micrograph.valid,
+        detector,
+        columns.kind,
+        lattice.crystal,
+        pixel,
+        float(np.sqrt(micrograph.variance(np.ones(1))[0])),
+    )
     thickness = thickness_at(np.clip(detector, 0, np.array([ny - 1, nx - 1])), averages, hypothesis, plane)
     filled = columns.filled(MID_PLANE_A - thickness / 2, MID_PLANE_A + thickness / 2)
     last = np.where(crystal, filled.last, filled.first - 1)
