@@ -224,6 +224,19 @@ def steps_of(folder):
     return [r for r in read_journal(folder / "journal.jsonl") if r["event"] == "step"]
 
 
+def test_a_fit_says_what_it_needs_and_is_refused_where_the_machine_lacks_it(fit, tmp_path, monkeypatch):
+    stand_in = fit(make_twin(2, 3))
+    assert re.search(
+        r"needs at most 4\d\d columns .* GB of memory and about", run("demo", "--out", tmp_path / "a").stdout
+    )
+    stand_in.plan = None
+    monkeypatch.setattr("qhrtem.machine.free_memory", lambda: 10**9)
+    message = refusal("demo", "--out", tmp_path / "b", code=5)
+    assert "needs more memory than there is" in message and "1 GB are free" in message
+    assert stand_in.plan is None
+    assert not (tmp_path / "b").exists()
+
+
 def write_plan(folder, old, new):
     for file in (IMAGE, CIF):
         shutil.copy(file, folder)
@@ -326,7 +339,8 @@ def test_help_comes_at_once_and_names_every_command():
         env={**os.environ, "COLUMNS": "100"},
     )
     assert all(
-        command in done.stdout for command in ("fit", "demo", "resume", "inspect", "simulate", "report")
+        command in done.stdout
+        for command in ("fit", "demo", "resume", "inspect", "simulate", "report", "doctor")
     )
 
 
