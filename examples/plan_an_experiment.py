@@ -2,12 +2,13 @@
 
     python examples/plan_an_experiment.py [--structure X.cif --zone 1,1,0] [--thickness 4.0] [--out FOLDER]
 
-For one column of each kind in the middle of a slab, simulates the image without its last atom, without that of
-each neighbouring column, and with the column moved along x and y. The information on the count is what is left
-when the neighbours and the position are unknown too (Schur complement): with N electrons per Å² Δχ² = N·information,
-and a count is right with probability 1/(1 + 2 exp(−Δχ²/2)) against one atom more and one less. The lens is taken
-as known, so these numbers are what the dose allows at best. Far overfocus carries as much information as the
-contrast maximum, but spreads it over neighbours and image border: prefer the least C1 of the range given.
+For one column of each kind in the middle of a slab, simulates the image without its last atom, without that
+of each neighbouring column, and with the column moved along x and y. The information on the count is what
+is left when the neighbours and the position are unknown too (Schur complement): with N electrons per Å²,
+Δχ² is N times it, and a count is right with probability 1/(1 + 2 exp(−Δχ²/2)) against one atom more and one
+less. The lens is taken as known, so these numbers are what the dose allows at best. Far overfocus carries
+as much information as the maximum of contrast, but spreads it over neighbours and the image border: prefer
+the least good C1.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -123,9 +125,10 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(3.6 * len(kinds), 3.4), layout="constrained")
     for k, (ax, name) in enumerate(zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True)):
-        for dose in DOSES:
+        shades = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(DOSES)))
+        for dose, shade in zip(DOSES, shades, strict=True):
             certain = 1 / (1 + 2 * np.exp(-0.5 * dose * count[:, k]))
-            ax.plot(focus, certain, label=f"{dose:g} e/Å²")
+            ax.plot(focus, certain, color=shade, label=f"{dose:g} e/Å²")
         ax.axhline(CERTAIN, color="0.6", linestyle="dotted")
         ax.set(title=f"{name} columns", xlabel="C1 (nm, positive = overfocus)", ylim=(0.3, 1.02))
         ax.set_ylabel("probability of a right count (1)" if k == 0 else "")
