@@ -6,11 +6,12 @@ STAMP  := $(VENV)/.installed
 RUN    ?= demo_run
 REFERENCE ?= ../shared/reference/drprobe
 
-.PHONY: help venv demo test lint bench-forward bench-optimiser bench-optimiser-full clean
+.PHONY: help venv demo test test-faults lint bench-forward bench-optimiser bench-optimiser-full clean
 
 help:
 	@echo "make demo   fit the bundled image and score the result (about 15 minutes the first time)"
 	@echo "make test   run all tests"
+	@echo "make test-faults   stop a run in every way there is and let it go on (ten minutes), benchmarks/faults.md"
 	@echo "make lint   ruff, mypy and the import layers"
 	@echo "make bench-forward   cost and agreement of the simulator, written to benchmarks/*.md"
 	@echo "make venv   only the virtual environment in $(VENV)"
@@ -38,6 +39,10 @@ demo: $(STAMP)
 # Tests share the cores between processes, so each process keeps to one thread.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 $(PYTEST_ARGS)
+
+# All of the fault suite; `make test` runs a part of it.
+test-faults: $(STAMP)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m faults --write benchmarks/faults.md
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

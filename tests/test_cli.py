@@ -43,7 +43,7 @@ class Fit:
         self.outcome = outcome
         self.plan = None
 
-    def __call__(self, plan, raw, crystal, progress):
+    def __call__(self, plan, raw, crystal, progress, memory):
         self.plan = plan
         assert raw.counts.shape == (268, 268)
         assert crystal.species
@@ -107,7 +107,7 @@ def test_demo_leaves_the_whole_run_folder(fit, tmp_path):
     assert ".partial" not in found
     assert stand_in.plan.run.seed == 5
     assert load_plan(tmp_path / "run" / "plan.toml") == stand_in.plan
-    assert [r["chi2"] for r in read_journal(tmp_path / "run" / "journal.jsonl")] == [None, 3.2, 1.05]
+    assert [r["chi2"] for r in steps_of(tmp_path / "run")] == [None, 3.2, 1.05]
     with (tmp_path / "run" / "columns.csv").open(newline="") as file:
         assert {"row", "col", "n_Ti", "sigma_row", "p_exact"} <= set(next(csv.reader(file)))
 
@@ -159,11 +159,40 @@ def test_a_failed_fit_leaves_nothing(fit, tmp_path, error, code):
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (Interrupted("stopped"), 75)])
-def test_an_interrupted_fit_keeps_plan_and_journal_alone(fit, tmp_path, error, code):
+def test_an_interrupted_fit_keeps_what_it_takes_to_go_on(fit, tmp_path, error, code):
     fit(error)
-    run("demo", "--out", tmp_path / "run", code=code)
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["journal.jsonl", "plan.toml"]
-    assert len(read_journal(tmp_path / "run" / "journal.jsonl")) == 3
+    folder = tmp_path / "run"
+    run("demo", "--out", folder, code=code)
+    assert sorted(p.name for p in folder.iterdir()) == ["journal.jsonl", "plan.toml", "unfinished"]
+    assert len(steps_of(folder)) == 3
+    assert "qhrtem resume" in refusal("report", folder, code=2)
+    assert "qhrtem resume" in refusal("demo", "--out", folder, code=2)
+    fit(make_twin(2, 3))
+    run("resume", folder)
+    assert not (folder / "unfinished").exists()
+    assert (folder / "columns.csv").is_file()
+    again = run("resume", folder)
+    assert "finished" in again.stderr and "χ² crystal" in again.stdout
+
+
+def test_a_run_of_another_plan_is_not_resumed_but_forked(fit, tmp_path):
+    fit(Interrupted("stopped"))
+    run("demo", "--out", tmp_path / "run", code=75)
+    plan = tmp_path / "run" / "plan.toml"
+    plan.write_text(plan.read_text().replace("c3_um = -15.0", "c3_um = -14.0"))
+    stand_in = fit(make_twin(2, 3))
+    message = refusal("resume", tmp_path / "run", code=2)
+    assert "[microscope] c3_um: -15.0 → -14.0" in message and "--fork" in message
+    assert stand_in.plan is None
+    child = run("resume", tmp_path / "run", "--fork", tmp_path / "child")
+    assert "c3_um" in child.stderr
+    assert stand_in.plan.microscope.c3_um == -14.0
+    assert (tmp_path / "child" / "columns.csv").is_file()
+    assert (tmp_path / "run" / "unfinished").is_dir()
+
+
+def test_only_a_run_can_be_resumed(tmp_path):
+    assert "not a run folder" in refusal("resume", tmp_path, code=2)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
@@ -172,7 +201,7 @@ def test_signals_end_the_process_with_their_codes(tmp_path, number, code):
 import os, signal, sys
 from types import ModuleType
 module = ModuleType("qhrtem.stages.pipeline")
-def fit_image(plan, raw, crystal, progress):
+def fit_image(plan, raw, crystal, progress, memory):
     os.kill(os.getpid(), {int(number)})
     while True:
         pass
@@ -189,6 +218,10 @@ main()
     assert done.returncode == code, done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: stopped")
+
+
+def steps_of(folder):
+    return [r for r in read_journal(folder / "journal.jsonl") if r["event"] == "step"]
 
 
 def write_plan(folder, old, new):
@@ -292,7 +325,9 @@ def test_help_comes_at_once_and_names_every_command():
         check=True,
         env={**os.environ, "COLUMNS": "100"},
     )
-    assert all(command in done.stdout for command in ("fit", "demo", "inspect", "simulate", "report"))
+    assert all(
+        command in done.stdout for command in ("fit", "demo", "resume", "inspect", "simulate", "report")
+    )
 
 
 PHANTOM = f"""
@@ -335,7 +370,7 @@ def test_a_phantom_is_read_by_a_fit_of_the_same_plan(fit, tmp_path):
     run("simulate", plan, "--out", tmp_path / "phantom.tif")
     seen = []
 
-    def fit_image(plan, raw, crystal, progress):
+    def fit_image(plan, raw, crystal, progress, memory):
         seen.append((raw.counts.shape, raw.pixel_size_A, plan.simulate.thickness_nm))
         return make_twin(2, 3)
 

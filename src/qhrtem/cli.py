@@ -1,4 +1,4 @@
-"""The command line: `qhrtem fit`, `demo`, `inspect`, `simulate`, `report`.
+"""The command line: `qhrtem fit`, `demo`, `resume`, `inspect`, `simulate`, `report`, `doctor`.
 
 Commands import what they need when they run, so that help comes at once. Every expected failure ends with one
 red line on standard error and the exit code of its kind; see `qhrtem.errors`.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,12 +19,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from qhrtem.errors import Interrupted, PlanError, QhrtemError, QualityError
-from qhrtem.terminal import Progress, print_error, print_warning
+from qhrtem.errors import PlanError, QhrtemError
+from qhrtem.terminal import print_error, print_warning
 
 if TYPE_CHECKING:
     from qhrtem.model.micrograph import RawImage
-    from qhrtem.model.twin import Step, Twin
     from qhrtem.plan import Plan
 
 P = ParamSpec("P")
@@ -65,7 +63,7 @@ def explained(command: Callable[P, R]) -> Callable[P, R]:
             print_error(console, str(error))
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            print_error(console, "stopped from the keyboard; no results were written")
+            print_error(console, "stopped from the keyboard")
             raise typer.Exit(EXIT_USER) from error
 
     return run
@@ -104,14 +102,38 @@ def fit(
         "structure": {"path": structure, "zone_axis": _direction(zone)},
         "run": {"seed": seed, "device": device},
     }
-    run_fit(_plan(source, asked), out, force)
+    from qhrtem.commands.fit import fit_plan
+
+    fit_plan(_plan(source, asked), out, force)
 
 
 @app.command()
 @explained
 def demo(out: Out = Path("demo_run"), force: Force = False, seed: Seed = None, device: Device = None) -> None:
     """Fit the bundled example: a calculated image of BaTiO3 along [110]."""
-    run_fit(_plan(DEMO_PLAN, {"run": {"seed": seed, "device": device}}), out, force)
+    from qhrtem.commands.fit import fit_plan
+
+    fit_plan(_plan(DEMO_PLAN, {"run": {"seed": seed, "device": device}}), out, force)
+
+
+@app.command()
+@explained
+def resume(
+    run: Annotated[Path, typer.Argument(help="Folder of an unfinished run.")],
+    fork: Annotated[
+        Path | None,
+        typer.Option(
+            "--fork", help="Go on as a new run in this folder, with plan, files and program as now."
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the run that --fork already holds.")
+    ] = False,
+) -> None:
+    """Go on with a run that was stopped, killed or ran out of disk; the result is the same."""
+    from qhrtem.commands.fit import resume_run
+
+    resume_run(run, fork, force)
 
 
 @app.command()
@@ -163,12 +185,16 @@ def simulate(
         str | None, typer.Option(help="focal: sum over focus; full: over source angle too.")
     ] = None,
 ) -> None:
-    """Make the image of a known specimen from a plan, or simulate a fitted run anew by another program."""
+    """Make the image of a known specimen from a plan, or that of a fitted run again.
+
+    A run is reproduced exactly by the model of its fit; with --engine, --phonons or --mode its atoms and lens
+    are simulated anew and compared.
+    """
     from qhrtem.simulate.files import check_out
 
     check_out(out, force)
     if source.is_dir():
-        _simulate_run(source, out, engine or "qhrtem", seed or 0, dose or 0.0, phonons, mode or "focal")
+        _simulate_run(source, out, engine, seed or 0, dose or 0.0, phonons, mode)
         return
     if not _is_plan(source):
         raise PlanError(f"{source}: give a PLAN.toml, or the folder of a finished run")
@@ -182,67 +208,31 @@ def simulate(
 @explained
 def report(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
     """Write the report and the figures of a finished run anew."""
+    from qhrtem.commands.fit import require_passed, write_pages
     from qhrtem.io.twin import read_twin
     from qhrtem.run.folder import open_run
 
     folder = open_run(run)
     twin = read_twin(folder.path)
-    _write_report(twin, folder.path)
+    write_pages(twin, folder.path)
     Console().print(f"{folder.path / 'report.html'}", soft_wrap=True, highlight=False)
-    _require_passed(twin, folder.path)
+    require_passed(twin, folder.path)
 
 
-def run_fit(plan: Plan, out: Path, force: bool = False) -> Twin:
-    """Fit what a plan asks for and leave a run folder; the terminal shows how it goes.
+@app.command()
+@explained
+def doctor(
+    validate: Annotated[
+        bool, typer.Option("--validate", help="Fit a small phantom too and judge the numbers (a minute).")
+    ] = False,
+) -> None:
+    """Show whether installation and machine are fit for use."""
+    from qhrtem.commands import doctor as it
+    from qhrtem.commands.fit import fit_plan
 
-    Inputs are read and the folder is checked before anything is written. A failure removes what was begun, an
-    interruption keeps plan and journal. Raises QualityError, after the report, where no numbers are claimed.
-    """
-    from qhrtem.plan import dump_plan
-    from qhrtem.run.folder import check_free, create_run
-    from qhrtem.run.journal import Journal
-    from qhrtem.specimen.crystal import read_cif
-
-    check_free(out, force)
-    raw, crystal = _read(plan), read_cif(plan.structure.path)
-
-    # The numerics take seconds to import: after the inputs are known to be good, before anything is written.
-    from qhrtem.io.twin import write_results
-    from qhrtem.run.process import prepare
-    from qhrtem.stages.pipeline import fit_image
-
-    prepare()
-    folder = create_run(out, force)
-    console = Console()
-    try:
-        folder.write_plan(dump_plan(plan))
-        with Journal(folder.journal) as journal, Progress(console) as progress, _terminable():
-
-            def on_step(step: Step) -> None:
-                journal.append(_record(step))
-                progress(step)
-
-            twin = fit_image(plan, raw, crystal, on_step)
-        with folder.publishing() as staging:
-            write_results(twin, staging)
-            _write_report(twin, staging)
-    except QhrtemError as error:
-        if not isinstance(error, Interrupted):
-            folder.discard()
-        raise
-    _summary(console, twin, folder.path)
-    _require_passed(twin, folder.path)
-    return twin
-
-
-def _write_report(twin: Twin, folder: Path) -> None:
-    """Draw the figures once, for their own files and for the page."""
-    from qhrtem.report.figures import figures_of, save_figures
-    from qhrtem.report.page import write_report
-
-    figures = figures_of(twin)
-    save_figures(twin, folder / "figures", figures)
-    write_report(twin, folder, figures)
+    it.show(it.examine())
+    if validate:
+        it.validate(fit_plan)
 
 
 def _simulate_plan(plan: Plan, out: Path, options: frozenset[str]) -> None:
@@ -275,23 +265,29 @@ def _simulate_plan(plan: Plan, out: Path, options: frozenset[str]) -> None:
 
 
 def _simulate_run(
-    run: Path, out: Path, name: str, seed: int, dose: float, phonons: int | None, mode: str
+    run: Path, out: Path, engine: str | None, seed: int, dose: float, phonons: int | None, mode: str | None
 ) -> None:
     from qhrtem.run.folder import open_run
 
     folder = open_run(run)
+    name = engine or "qhrtem"
 
     from qhrtem.engines.protocol import engine_named
     from qhrtem.run.process import prepare
-    from qhrtem.simulate.again import PHONONS, counts_of, simulate_again
+    from qhrtem.simulate.again import PHONONS, counts_of, reproduced, simulate_again
     from qhrtem.simulate.files import write_simulation
 
     prepare()
     count = PHONONS if phonons is None else phonons
-    coherence = cast(Literal["focal", "full"], mode)  # checked with the job
+    coherence = cast(Literal["focal", "full"], mode or "focal")  # checked with the job
     reference = None if name == "qhrtem" else engine_named("qhrtem")
     with _counting(count) as progress:
-        again = simulate_again(folder.path, engine_named(name), count, coherence, seed, progress, reference)
+        if engine is phonons is mode is None:
+            again = reproduced(folder.path)
+        else:
+            again = simulate_again(
+                folder.path, engine_named(name), count, coherence, seed, progress, reference
+            )
     counts, facts = counts_of(again, dose, seed)
     write_simulation(out, counts, again.twin.pixel_size_A, facts, again.twin.columns)
     differences = [(f"differs {k}", f"{100 * v:.3g} % of vacuum") for k, v in again.differences.items()]
@@ -357,37 +353,6 @@ def _direction(text: str | None) -> list[int] | None:
     return indices
 
 
-def _record(step: Step) -> dict[str, Any]:
-    """Return a step as JSON values; a χ² that does not exist yet is null."""
-    return {
-        "stage": step.stage,
-        "iteration": step.iteration,
-        "chi2": float(step.chi2) if math.isfinite(step.chi2) else None,
-        "seconds": round(float(step.seconds), 3),
-        "note": step.note,
-    }
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let a request to end the process (SIGTERM) stop the fit as an interruption that tidies up."""
-
-    def stop(number: int, frame: object) -> None:
-        raise Interrupted(
-            "stopped by the system (SIGTERM); no results were written, plan and journal are kept"
-        )
-
-    try:
-        previous = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # only the main thread may set handlers
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
 def _facts(raw: RawImage) -> Table:
     """Return a table of what an image file holds."""
     import numpy as np
@@ -440,35 +405,6 @@ def _lattice(plan: Plan, raw: RawImage) -> Table:
     for note in micrograph.notes:
         table.add_row("assumed", note)
     return table
-
-
-def _summary(console: Console, twin: Twin, folder: Path) -> None:
-    """Say in a few lines what came out and where it is."""
-    table = Table(show_header=False, box=None, pad_edge=False)
-    inside = twin.columns.inside
-    table.add_row("χ² crystal", f"{twin.chi2_crystal:.3f}")
-    if twin.passed:
-        atoms = ", ".join(
-            f"{int(n)} {e}"
-            for e, n in zip(twin.columns.elements, twin.columns.counts[inside].sum(0), strict=True)
-        )
-        table.add_row("columns", f"{int(inside.sum())} ({atoms})")
-    for gate in twin.gates:
-        mark = "[green]held[/]" if gate.passed else "[red]failed[/]"
-        table.add_row(f"gate {gate.name}", f"{mark}  {gate.value:.4g} (limit {gate.limit:.4g})")
-    table.add_row("report", str(folder / "report.html"))
-    console.print(table)
-
-
-def _require_passed(twin: Twin, folder: Path) -> None:
-    if not twin.passed:
-        failed = "; ".join(
-            f"{g.name} {g.value:.4g} (limit {g.limit:.4g})" for g in twin.gates if not g.passed
-        )
-        raise QualityError(
-            f"{folder}: the model does not describe the image well enough, no atoms are claimed: {failed}; "
-            "report.html shows where it fails"
-        )
 
 
 def main() -> None:

@@ -40,3 +40,9 @@ class Interrupted(QhrtemError):
     """The run was stopped and can be resumed."""
 
     exit_code = 75
+
+
+class InterruptedByUser(Interrupted):
+    """The run was stopped from the keyboard and can be resumed."""
+
+    exit_code = 130

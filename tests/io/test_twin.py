@@ -167,3 +167,19 @@ def test_result_that_no_file_can_hold_leaves_the_folder_alone(twin: Twin, tmp_pa
     with pytest.raises(InputError, match="finite"):
         write_results(dataclasses.replace(twin, atoms=lost), tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_images_are_nexus_data_for_other_programs(twin: Twin, tmp_path: Path) -> None:
+    """RosettaSciIO, the reader behind HyperSpy, finds the images with their axes and units."""
+    from rsciio.nexus import file_reader
+
+    write_results(twin, tmp_path)
+    read = {
+        d["metadata"]["General"]["title"]: d
+        for d in file_reader(str(tmp_path / "result.h5"), nxdata_only=True)
+    }
+    assert {"measured", "simulated", "sigma", "residual"} <= set(read)
+    assert np.array_equal(read["measured"]["data"], twin.match.measured)
+    for axis, name in zip(read["measured"]["axes"], "yx", strict=True):
+        assert (axis["name"], axis["units"]) == (name, "angstrom")
+        assert axis["scale"] == pytest.approx(twin.pixel_size_A)

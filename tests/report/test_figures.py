@@ -25,6 +25,8 @@ from qhrtem.report.evidence import (
 from qhrtem.report.figures import (
     CLAIMING,
     EVIDENCE,
+    PHYSICS,
+    UNCERTAINTY,
     counts_figure,
     displacement_figure,
     figures_of,
@@ -33,9 +35,26 @@ from qhrtem.report.figures import (
     surfaces_figure,
 )
 from qhrtem.report.lens import lens_figure
+from specimens import twin_of_crystal
 from twins import make_twin, with_text
 
-UNITS = ("(Å)", "(s)", "(1)", "(1/Å)", "(1/σ)", "(mrad)", "(rad)", "(σ of noise)", "= 1)")
+SHARING = ("match", "profiles", "posterior")  # figures whose panels share the outer axis labels
+UNITS = (
+    "(pm)",
+    "(µC/cm²)",
+    "(%)",
+    "(nm)",
+    "(pm²)",
+    "(Å)",
+    "(s)",
+    "(1)",
+    "(1/Å)",
+    "(1/σ)",
+    "(mrad)",
+    "(rad)",
+    "(σ of noise)",
+    "= 1)",
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +64,20 @@ def twin() -> Twin:
 
 @pytest.fixture(scope="module")
 def figures(twin: Twin) -> dict[str, Figure]:
-    return figures_of(twin)
+    known = twin_of_crystal(radius=7.0, size=110)
+    return figures_of(twin) | {name: draw(known) for name, draw in (PHYSICS | UNCERTAINTY).items()}
 
 
 def test_every_axis_is_labelled_with_its_unit(figures: dict[str, Figure]) -> None:
-    assert set(figures) == set(CLAIMING) | set(EVIDENCE)
+    assert set(figures) == set(CLAIMING) | set(EVIDENCE) | set(PHYSICS) | set(UNCERTAINTY)
     for name, figure in figures.items():
-        drawn = [ax for ax in figure.axes if ax.axison and ax.get_label() != "<colorbar>"]
+        drawn = [
+            ax for ax in figure.axes if (ax.axison or ax.name == "3d") and ax.get_label() != "<colorbar>"
+        ]
         assert drawn, name
         for ax in drawn:
             for label in (ax.get_xlabel(), ax.get_ylabel()):
-                shared = not label and name == "match"  # its panels share the leftmost y axis
+                shared = not label and name in SHARING
                 assert shared or any(unit in label for unit in UNITS), (name, label)
         for bar in (ax for ax in figure.axes if ax.get_label() == "<colorbar>"):
             assert bar.get_xlabel() or bar.get_ylabel(), name

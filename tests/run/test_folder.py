@@ -1,11 +1,10 @@
 """The run folder: never overwritten unasked, never half written."""
 
-import os
-
 import pytest
 
 from qhrtem.errors import PlanError, ResourceError
-from qhrtem.run.folder import RESULTS, check_free, create_run, open_run, write_atomic
+from qhrtem.run.folder import RESULTS, RunFolder, check_free, create_run, find_run, open_run
+from qhrtem.run.journal import Journal
 
 
 def names(path):
@@ -21,6 +20,7 @@ def finished(path, mark="old"):
         (staging / "columns.csv").write_text(mark)
         (staging / "figures").mkdir()
         (staging / "figures" / "match.png").write_text(mark)
+    folder.close()
     return folder
 
 
@@ -51,14 +51,14 @@ def test_earlier_run_is_kept_unless_forced(tmp_path):
     with pytest.raises(PlanError, match="already holds a run.*--force"):
         create_run(tmp_path / "run")
     assert (tmp_path / "run" / "columns.csv").read_text() == "old"
-    assert names(create_run(tmp_path / "run", force=True).path) == []
+    assert names(create_run(tmp_path / "run", force=True).path) == ["unfinished"]
 
 
 def test_force_removes_only_what_a_run_writes(tmp_path):
     finished(tmp_path / "run")
     (tmp_path / "run" / "my notes.txt").write_text("keep")
     create_run(tmp_path / "run", force=True)
-    assert names(tmp_path / "run") == ["my notes.txt"]
+    assert names(tmp_path / "run") == ["my notes.txt", "unfinished"]
 
 
 def test_folder_of_someone_else_is_refused_even_when_forced(tmp_path):
@@ -77,7 +77,8 @@ def test_file_in_the_way_is_refused(tmp_path):
         create_run(tmp_path / "run" / "deeper")
 
 
-def test_empty_folder_may_be_used(tmp_path):
+def test_folder_that_is_empty_but_for_a_torn_file_may_be_used(tmp_path):
+    (tmp_path / ".plan.toml.123.tmp").write_text("[ima")
     assert create_run(tmp_path).path == tmp_path
 
 
@@ -97,20 +98,45 @@ def test_only_a_run_can_be_opened(tmp_path):
     assert open_run(finished(tmp_path / "run").path).path == tmp_path / "run"
 
 
-def test_atomic_write_replaces_in_full_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "plan.toml"
-    write_atomic(path, "old")
-    write_atomic(path, b"new")
-    assert path.read_bytes() == b"new"
+def test_a_run_that_goes_on_is_no_finished_one(tmp_path):
+    folder = create_run(tmp_path / "run")
+    folder.write_plan("# plan")
+    assert not find_run(folder.path).finished
+    with pytest.raises(PlanError, match="qhrtem resume"):
+        open_run(folder.path)
+    with pytest.raises(PlanError, match="unfinished run.*qhrtem resume"):
+        check_free(folder.path)
+    check_free(folder.path, force=True)
+    folder.close()
+    assert open_run(folder.path).finished and names(folder.path) == ["plan.toml"]
 
-    def full(source, target):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(ResourceError, match="disk is full"):
-        write_atomic(path, "never")
-    assert path.read_bytes() == b"new"
-    assert names(tmp_path) == ["plan.toml"]
+def test_a_run_in_use_is_not_replaced_even_when_forced(tmp_path):
+    folder = create_run(tmp_path / "run")
+    folder.write_plan("# plan")
+    with Journal(folder.journal):
+        for force in (False, True):
+            with pytest.raises(PlanError, match="in use by"):
+                create_run(folder.path, force)
+    create_run(folder.path, force=True)
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_a_removal_cut_short_never_looks_like_a_run(tmp_path, monkeypatch, left):
+    folder = finished(tmp_path / "run")
+    remove = RunFolder._remove
+
+    def stop(self, these):
+        remove(self, these[:left])
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(RunFolder, "_remove", stop)
+    with pytest.raises(ZeroDivisionError):
+        create_run(folder.path, force=True)
+    monkeypatch.undo()
+    assert not RunFolder(folder.path).finished
+    if left:
+        create_run(folder.path)  # nothing is left that --force would have to protect
 
 
 def test_results_are_those_of_the_contract():

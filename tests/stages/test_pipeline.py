@@ -13,7 +13,8 @@ from qhrtem.model.micrograph import RawImage
 from qhrtem.plan import Plan
 from qhrtem.specimen.columns import lattice_columns
 from qhrtem.specimen.rules import Neighbours
-from qhrtem.stages.pipeline import neighbour_radius, stated_pixel
+from qhrtem.stages.pipeline import neighbour_radius
+from qhrtem.stages.start import stated_pixel
 
 
 def plan(**image: float) -> Plan:
@@ -40,13 +41,12 @@ def test_every_column_has_a_shell_of_neighbours(name: str, zone: tuple[int, int,
 
 def test_the_plan_states_the_pixel_size_before_the_file() -> None:
     raw = RawImage(np.ones((8, 8)), "image.tif", (0.1, 0.101))
-    assert stated_pixel(plan(pixel_size_A=0.12), raw) == 0.12
-    assert stated_pixel(plan(), raw) == pytest.approx(np.sqrt(0.1 * 0.101))
+    assert stated_pixel(plan(pixel_size_A=0.12), raw) == (0.12, 0.12)
+    assert stated_pixel(plan(), raw) == (0.1, 0.101)
+    assert stated_pixel(plan(), RawImage(np.ones((8, 8)), "image.tif")) is None
 
 
-def test_missing_and_oblong_pixels_are_refused() -> None:
-    with pytest.raises(InputError, match="pixel_size_A"):
-        stated_pixel(plan(), RawImage(np.ones((8, 8)), "image.tif"))
+def test_oblong_pixels_are_refused() -> None:
     with pytest.raises(InputError, match="square"):
         stated_pixel(plan(), RawImage(np.ones((8, 8)), "image.tif", (0.1, 0.13)))
 

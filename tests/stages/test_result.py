@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +13,15 @@ from scipy import ndimage
 
 from benches import bench_of
 from qhrtem.calibrate.lattice import Lattice
+from qhrtem.io.twin import read_twin, write_results
 from qhrtem.model.micrograph import Micrograph
-from qhrtem.model.microscope import INDEX
+from qhrtem.model.microscope import INDEX, PARAMETERS
 from qhrtem.model.twin import Match, Twin
 from qhrtem.plan import Plan
+from qhrtem.simulate.again import fitted_image
 from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
 from qhrtem.stages.counts import count_round
+from qhrtem.stages.covariance import position_errors
 from qhrtem.stages.joint import refine
 from qhrtem.stages.objective import State
 from qhrtem.stages.result import Evidence, claimed, make_twin, model_error
@@ -148,3 +152,51 @@ def test_columns_beyond_the_image_are_not_claimed(island: Slab) -> None:
     row = field.to_detector(lowered.anchor)[:, 0]
     assert 0 < len(found) < len(lowered)
     assert found.tolist() == np.flatnonzero(row < field.image_shape[0] - 0.5).tolist()
+
+
+def test_joint_errors_hold_the_claimed_ones(island: Slab, twin: Twin) -> None:
+    """Without a refined mistilt the errors of heaviest elements are the standard deviations of the table."""
+    errors, table = twin.position_errors, twin.columns
+    assert errors is not None
+    index = errors.index(len(table.kind), len(table.elements))
+    heaviest = np.array([list(table.elements).index(k.removesuffix("O") or "O") for k in table.kind])
+    mine = index[np.arange(len(table.kind)), heaviest]
+    sigma = errors.sigma_A()[mine][:, ::-1] / twin.pixel_size_A
+    assert (mine >= 0).all()
+    assert np.allclose(sigma, table.sigma_px, rtol=2e-3)  # stored in single precision
+    assert errors.common_name[: len(FREE)] == ("imaging c1", "imaging vibration_xx")
+    assert any(name.startswith("prior O") for name in errors.common_name)
+
+
+def test_common_errors_of_a_tilted_column_follow_its_depth(island: Slab) -> None:
+    """An uncertain mistilt moves what lies higher farther, all columns together."""
+    bench = bench_of(island, electrons=20000.0)
+    free = [INDEX["tilt_x"]]
+    refined = refine(bench, State(island.columns, island.microscope), free, [], 1)
+    keep = np.arange(len(island.columns))
+    z = island.model.field.reference_z
+    errors = position_errors(refined, island.columns, keep, 1.0, z)
+    assert len(errors.column) == 0  # nothing was refined, so nothing is stated
+    refined = refine(bench, State(island.columns, island.microscope), free, keep.tolist(), 1)
+    errors = position_errors(refined, island.columns, keep, 1.0, z)
+    doubled = position_errors(refined, island.columns, keep, 2.0, z)
+    assert np.allclose(doubled.common_A[:, 0], 2 * errors.common_A[:, 0], rtol=1e-5)
+    total = errors.local_A2.toarray() + errors.common_A.astype(float) @ errors.common_A.T.astype(float)
+    assert np.allclose(total, total.T, atol=1e-9)
+    assert np.linalg.eigvalsh(total).min() > -1e-7
+    along_y = errors.axis == 1
+    assert np.abs(errors.common_A[~along_y, 0]).max() > 3 * np.abs(errors.common_A[along_y, 0]).max()
+
+
+def test_the_stored_model_gives_the_fitted_image_again(twin: Twin, tmp_path: Path) -> None:
+    write_results(twin, tmp_path)
+    again = read_twin(tmp_path)
+    assert again.fitted is not None and again.position_errors is not None and again.imaging_errors is not None
+    image = fitted_image(again.fitted)
+    assert np.array_equal(image, twin.match.simulated)
+    assert again.position_errors.common_name == twin.position_errors.common_name  # type: ignore[union-attr]
+    assert again.imaging_errors.name == tuple(PARAMETERS[i].key for i in FREE)
+    variance = dict(zip(again.imaging_errors.name, np.diag(again.imaging_errors.covariance), strict=True))
+    for e in twin.microscope:
+        if e.refined:
+            assert variance[e.name] == pytest.approx(e.sigma**2)

@@ -10,8 +10,9 @@ from qhrtem.model.microscope import INDEX, nominal
 from qhrtem.specimen.columns import ColumnModel, lattice_columns
 from qhrtem.specimen.crystal import project, read_cif
 from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
+from qhrtem.stages.checkpoint import Forgetful, Log, Parts, ReachedForm
 from qhrtem.stages.objective import State
-from qhrtem.stages.pipeline import _Log, other_thicknesses
+from qhrtem.stages.pipeline import other_thicknesses
 from qhrtem.stages.thickness import shifted
 from slabs import slab
 
@@ -59,8 +60,9 @@ def test_a_specimen_a_period_too_thick_is_found_out() -> None:
     neighbours = Neighbours.within(island.columns, 2.8)
     steps: list[str] = []
     lens = [INDEX[n] for n in ("c1", "vibration_xx", "vibration_yy")]
-    log = _Log(lambda step: steps.append(step.note))
+    parts = Parts(Forgetful(), Log(lambda step: steps.append(step.note)))
     surface, support = SurfaceEnergy(neighbours), NeighbourStep(neighbours, 6.0)
-    found, behind = other_thicknesses(bench, wrong, lens, surface, support, {}, log)
+    form = ReachedForm(island.columns.projection)
+    found, behind = other_thicknesses(bench, wrong, lens, surface, support, form, parts)
     assert (found.columns.element_counts() == island.columns.element_counts()).all()
     assert len(behind) == len(steps) >= 3 and min(behind) > 10

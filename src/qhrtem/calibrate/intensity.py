@@ -1,67 +1,74 @@
-"""Absolute intensity: detector counts to vacuum = 1, with the noise that the vacuum shows."""
+"""Absolute intensity: detector counts to vacuum = 1, with the noise that the image shows."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
+from qhrtem.calibrate.defects import find_defects
+from qhrtem.calibrate.vacuum import (
+    Transfer,
+    Vacuum,
+    find_vacuum,
+    local_roughness,
+    measure_vacuum,
+    photon_transfer,
+    pixel_noise,
+)
 from qhrtem.errors import InputError
 from qhrtem.model.micrograph import Micrograph, RawImage
 from qhrtem.plan import ImagePlan
 
+__all__ = ["find_vacuum", "local_roughness", "mean_pitch", "normalise", "planned_pitch", "valid_pixels"]
+
 Floats = NDArray[np.float64]
 SMALLEST_IMAGE = 48  # pixels along an edge
-VACUUM_BLOCK = 12  # pixels; local statistics are taken over blocks of about this size
+LEVEL_SIGMA = 0.002  # relative, of a vacuum level that was given
+UNEVEN_SIGMA = 0.002  # relative, least of one that was found: vacuum beside a specimen is not quite empty
+SQUARE = 0.02  # relative difference of the pitches below which pixels count as square
+MOST_INVALID = 0.2  # share of unusable pixels beyond which an image is not worth fitting
 
 
-def local_roughness(counts: Floats, size: int = VACUUM_BLOCK) -> Floats:
-    """Return the local standard deviation of the lightly smoothed image, [row, col], counts.
+def planned_pitch(plan: ImagePlan, raw: RawImage) -> tuple[float, float] | None:
+    """Return the (row, col) pixel pitch in Å that the plan or else the file states, None where neither does.
 
-    Smoothing suppresses shot noise, so lattice contrast stands out against vacuum.
+    A single number in the plan is the geometric mean; the file's aspect, if it states one, is kept.
     """
-    smooth = ndimage.gaussian_filter(counts, 1.5)
-    mean = ndimage.uniform_filter(smooth, size)
-    square = ndimage.uniform_filter(smooth**2, size)
-    return np.sqrt(np.maximum(square - mean**2, 0))
+    if plan.pixel_size_A is None:
+        return raw.pixel_size_A
+    if raw.pixel_size_A is not None and abs(raw.pixel_size_A[0] / raw.pixel_size_A[1] - 1) < SQUARE:
+        return plan.pixel_size_A, plan.pixel_size_A
+    aspect = 1.0 if raw.pixel_size_A is None else raw.pixel_size_A[0] / raw.pixel_size_A[1]
+    return plan.pixel_size_A * math.sqrt(aspect), plan.pixel_size_A / math.sqrt(aspect)
 
 
-def find_vacuum(counts: Floats) -> NDArray[np.bool_]:
-    """Return pixels that look like vacuum: a connected area whose roughness is that of noise alone.
-
-    Empty (all False) when the image shows none.
-    """
-    rough = local_roughness(counts)
-    noise = np.median(np.abs(counts - ndimage.gaussian_filter(counts, 1.0))) / 0.6745 / 0.92
-    # White noise through the same smoothing leaves 1/(2·1.5·√π) of its standard deviation.
-    floor = noise / (2 * 1.5 * np.sqrt(np.pi))
-    flat = rough < 1.9 * floor
-    flat = ndimage.binary_opening(flat, iterations=3)
-    label, n = ndimage.label(flat)
-    if n == 0:
-        return np.zeros(counts.shape, dtype=bool)
-    size = ndimage.sum_labels(flat, label, np.arange(1, n + 1))
-    keep = label == 1 + int(np.argmax(size))
-    keep = ndimage.binary_erosion(keep, iterations=VACUUM_BLOCK // 2, border_value=1)
-    return keep if keep.sum() >= max(400, 0.005 * counts.size) else np.zeros(counts.shape, dtype=bool)
+def mean_pitch(pitch: tuple[float, float] | None) -> float:
+    """Return the geometric mean of a (row, col) pitch in Å, nan where it is unknown."""
+    return math.nan if pitch is None else math.sqrt(pitch[0] * pitch[1])
 
 
 def valid_pixels(counts: Floats) -> NDArray[np.bool_]:
-    """Return False at pixels that stick out of their surroundings (dead, hot, zingers) or are not finite."""
-    finite = np.isfinite(counts)
-    filled = np.where(finite, counts, np.median(counts[finite]))
-    median = ndimage.median_filter(filled, 5)
-    spread = np.sqrt(ndimage.uniform_filter((filled - median) ** 2, 15))
-    # A zinger raises its own neighbourhood's spread; a second pass with it removed sees the true one.
-    bad = np.abs(filled - median) > 8 * np.median(spread)
-    return finite & ~bad
+    """Return False at pixels that must not be used: dead, hot, saturated, hit by a zinger, or not finite."""
+    return find_defects(counts).valid
+
+
+@dataclass(frozen=True)
+class _Levels:
+    offset: float  # counts
+    span: float  # vacuum level above the offset, counts
+    span_sigma: float  # relative
+    notes: tuple[str, ...]
 
 
 def normalise(raw: RawImage, plan: ImagePlan, pixel_size: float) -> Micrograph:
     """Return the micrograph on the scale vacuum = 1.
 
-    What the plan leaves out is estimated from the vacuum in the image and noted. Raises `InputError` for an
-    image that cannot hold a lattice or whose vacuum level is neither given nor visible.
+    What the plan leaves out is estimated from the image and noted: vacuum level and noise from an empty area,
+    gain and offset also from how the noise rises with the intensity. Raises `InputError` for an image that
+    cannot hold a lattice or whose vacuum level is neither given nor visible.
     """
     counts = raw.counts.astype(np.float64)
     if min(counts.shape) < SMALLEST_IMAGE:
@@ -71,61 +78,129 @@ def normalise(raw: RawImage, plan: ImagePlan, pixel_size: float) -> Micrograph:
         )
     if not np.ptp(counts[np.isfinite(counts)]) > 0:
         raise InputError(f"{raw.path}: the image is constant; there is no contrast to fit")
+    defects = find_defects(counts)
+    valid = defects.valid
+    if valid.mean() < 1 - MOST_INVALID:
+        raise InputError(
+            f"{raw.path}: {100 * (1 - valid.mean()):.0f} % of the pixels are dead, saturated or outliers, at "
+            f"most {100 * MOST_INVALID:.0f} % may be; was the image clipped or masked before it was exported?"
+        )
+    filled = np.where(valid, counts, np.median(counts[valid]))
+    where = find_vacuum(filled) & valid
+    vacuum = measure_vacuum(filled, where) if where.any() else None
+    transfer = photon_transfer(filled, valid)
+    levels = _levels(raw, plan, vacuum, transfer, counts, valid)
+    variance = vacuum.variance if vacuum is not None else pixel_noise(counts, valid)
+    gain, gain_sigma, readout, said = _noise(plan, levels, variance, vacuum, transfer)
+    return Micrograph(
+        (counts - levels.offset) / levels.span,
+        valid,
+        pixel_size,
+        levels.span / gain,
+        readout / levels.span**2,
+        levels.span_sigma,
+        (*levels.notes, *said, *defects.notes()),
+        vacuum=where,
+        gain=gain,
+        gain_sigma=gain_sigma,
+        noise_correlation=math.nan if vacuum is None else vacuum.correlation,
+    )
+
+
+def _levels(
+    raw: RawImage,
+    plan: ImagePlan,
+    vacuum: Vacuum | None,
+    transfer: Transfer | None,
+    counts: Floats,
+    valid: NDArray[np.bool_],
+) -> _Levels:
+    """Offset and vacuum level, given or found."""
     notes: list[str] = []
-    valid = valid_pixels(counts)
-    offset = plan.offset_counts
-    if offset is None:
-        offset = 0.0
-        notes.append("The detector offset was not given; 0 counts were assumed.")
-    vacuum = find_vacuum(np.where(valid, counts, np.median(counts[valid])))
-    level = plan.vacuum_counts
-    scale_sigma = 0.002
+    level, sigma = plan.vacuum_counts, LEVEL_SIGMA
     if level is None:
-        if not vacuum.any():
+        if vacuum is None:
             raise InputError(
                 f"{raw.path}: no vacuum area was found, so the absolute intensity is unknown; give "
                 "vacuum_counts (mean counts without specimen) in [image]"
             )
-        level = float(counts[vacuum & valid].mean())
-        scale_sigma = 0.003
-        notes.append(f"The vacuum level was taken from the image: {level:.1f} counts.")
+        level = vacuum.level
+        notes.append(
+            f"The vacuum level was taken from the image: {level:.1f} ± {vacuum.level_sigma:.1f} counts."
+        )
+    elif vacuum is not None and abs(vacuum.level - level) > 0.03 * abs(level) + 5 * vacuum.level_sigma:
+        notes.append(
+            f"A flat area of the image has {vacuum.level:.1f} counts, the plan gives {level:.1f} for vacuum; "
+            "the plan was followed."
+        )
+    offset = plan.offset_counts
+    if offset is None:
+        offset = 0.0
+        notes.append(
+            "The detector offset was not given; 0 counts were assumed." + _offset_hint(transfer, level)
+        )
     span = level - offset
     if not span > 0:
         raise InputError(
             f"{raw.path}: vacuum_counts must exceed offset_counts, got {level:g} and {offset:g}; check both"
         )
+    if plan.vacuum_counts is None and vacuum is not None:
+        sigma = max(UNEVEN_SIGMA, 0.003, vacuum.level_sigma / span)
     inside = counts[valid].mean() - offset
     if not 0.2 < inside / span < 5:
         raise InputError(
             f"{raw.path}: the mean of the image is {inside / span:.2g} times the vacuum level; a crystal a "
             "few nm thick gives 0.5 to 1.5, check vacuum_counts and offset_counts"
         )
-    variance = float(counts[vacuum & valid].var()) if vacuum.any() else None
-    gain, readout = _noise(plan, span, variance, notes, counts, valid)
-    return Micrograph(
-        (counts - offset) / span, valid, pixel_size, span / gain, readout / span**2, scale_sigma, tuple(notes)
+    return _Levels(offset, span, sigma, tuple(notes))
+
+
+def _offset_hint(transfer: Transfer | None, level: float) -> str:
+    """Say what the noise tells about an offset that was not given: it scales all contrast."""
+    if transfer is None:
+        return " All contrast is wrong by the share of the offset in the vacuum level."
+    hint = transfer.offset(0.0)
+    # Slope and the variance at the centre are independent, so the slope alone carries the uncertainty.
+    sigma = (transfer.centre - hint) * transfer.slope_sigma / transfer.slope
+    return (
+        f" All contrast is wrong by the share of the offset in the vacuum level; the noise suggests "
+        f"{hint:.0f} ± {sigma:.0f} counts of {level:.0f}."
     )
 
 
 def _noise(
-    plan: ImagePlan,
-    span: float,
-    variance: float | None,
-    notes: list[str],
-    counts: Floats,
-    valid: NDArray[np.bool_],
-) -> tuple[float, float]:
-    """Gain (counts per electron) and readout variance (counts²) from the plan and the vacuum's variance."""
-    if variance is None:
-        # Neighbouring-pixel differences see mostly noise, as the lattice is well sampled.
-        d = (counts[1:, 1:] - counts[1:, :-1] - counts[:-1, 1:] + counts[:-1, :-1])[valid[1:, 1:]]
-        variance = float((np.median(np.abs(d)) / 0.6745) ** 2 / 4)
-    gain = plan.gain_counts_per_electron
-    readout = plan.readout_counts
+    plan: ImagePlan, levels: _Levels, variance: float, vacuum: Vacuum | None, transfer: Transfer | None
+) -> tuple[float, float, float, tuple[str, ...]]:
+    """Return gain (counts per electron), its standard deviation, readout variance (counts²), and notes.
+
+    Gain and readout are such that a pixel of vacuum has the variance seen.
+    """
+    notes: list[str] = []
+    gain, span = plan.gain_counts_per_electron, levels.span
+    readout = None if plan.readout_counts is None else plan.readout_counts**2
+    sigma = 0.0
+    if vacuum is None and (gain is None or readout is None):
+        notes.append("No vacuum was found; the noise was taken from differences of neighbouring pixels.")
     if gain is None:
-        gain = max(variance - (readout or 0.0) ** 2, 0.05 * variance) / span
-        notes.append(f"The gain was taken from the noise: {gain:.3g} counts per electron.")
+        most = variance / span  # if all noise is shot noise
+        gain = max(variance - (readout or 0.0), 0.05 * variance) / span
+        many = vacuum.pixels if vacuum is not None else 1000
+        sigma = gain * math.hypot(math.sqrt(2 / many), levels.span_sigma)
+        how = "the noise"
+        if readout is None and transfer is not None:
+            # Less steep than all shot noise would be: the rest is readout noise.
+            if transfer.slope < most - 3 * transfer.slope_sigma:
+                gain, sigma = max(transfer.slope, 0.05 * most), transfer.slope_sigma
+                how = "the rise of the noise with intensity"
+            else:
+                sigma = max(sigma, min(transfer.slope_sigma, 0.5 * gain))
+        notes.append(f"The gain was taken from {how}: {gain:.3g} ± {sigma:.2g} counts per electron.")
+    if vacuum is not None and vacuum.correlated:
+        notes.append(
+            f"The noise of neighbouring pixels is correlated: at low frequencies it is "
+            f"{vacuum.correlation:.2g} times that of a pixel. The dose from the noise is too high by that "
+            "factor, and error bars are too small by its root."
+        )
     if readout is None:
-        extra = max(variance - gain * span, 0.0)
-        return gain, extra
-    return gain, readout**2
+        readout = max(variance - gain * span, 0.0)
+    return gain, sigma, readout, tuple(notes)

@@ -1,22 +1,44 @@
-"""Lattice registration: how the crystal lies in the image, and the true pixel size, from its spectrum."""
+"""Lattice registration: how the crystal lies in the image, and the true pixel size, from its spectrum.
+
+Candidates are sought at any rotation and pixel size (`candidates`), so a stated size that is wrong is told from
+one that is right, and a superlattice is not taken for the lattice. The chosen one is refined over the whole
+crystal (`refine`).
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, optimize
+from scipy import ndimage
 
+from qhrtem.calibrate.candidates import (
+    LARGEST_SHEAR,
+    Candidate,
+    distortion,
+    find_candidates,
+    judged,
+    pitch_of,
+    rotated_frame,
+)
+from qhrtem.calibrate.refine import Drift, refine_frame
+from qhrtem.calibrate.reflections import Reflections, reflections
+from qhrtem.calibrate.spectrum import Spectrum, amplitudes, flattened
 from qhrtem.errors import InputError
-from qhrtem.physics.scattering import form_factor
 from qhrtem.specimen.crystal import Projection
+
+__all__ = ["Lattice", "amplitudes", "lattice_area", "reflections", "register"]
 
 Floats = NDArray[np.float64]
 SCALE_TOLERANCE = 0.12  # how wrong a stated pixel size may be before it is refused
-LARGEST_SHEAR = 0.1  # distortion beyond scale and rotation; cameras and projector lenses stay far below
 EVIDENCE_NEEDED = 12.0  # power of the stronger reflections over the background; noise alone reaches about 4
 RESOLUTION_A = 0.9  # reflections beyond this spacing are not used to find the lattice
+CLEARLY_BETTER = 1.25  # ratio of merits from which a pixel size far from the stated one is preferred
+LEAST_MERIT = 0.3  # share explained times share seen below which no lattice is claimed
+DOUBTFUL_MERIT = 0.55  # below it the crystal itself is in question, not the pixel size
+PRECISE = 0.005  # relative pixel size from which a difference to the stated one is worth a note
 
 
 @dataclass(frozen=True)
@@ -25,114 +47,215 @@ class Lattice:
 
     frame: Floats  # (2, 2): crystal-frame vector (x, y) in Å @ frame = (row, col) in pixels
     vectors: Floats  # (2, 2) rows: projected lattice vectors (x, y) in Å, crystal frame
-    pixel_size_A: float  # the pixel size that the lattice implies
+    pixel_size_A: float  # the pixel size that the lattice implies, geometric mean of both axes
     rotation_deg: float  # of the crystal x axis, from image columns towards rows
     shear: float  # relative distortion left after scale and rotation
     evidence: float  # mean signal of the reflections over the background, in units of the background
     crystal: NDArray[np.bool_]  # [row, col] pixels that carry the lattice
+    pixel_size_sigma_A: float = math.nan  # one standard deviation
+    rotation_sigma_deg: float = math.nan
+    explained: float = math.nan  # share of the spectrum's spots that lie on the lattice
+    seen: float = math.nan  # share of the expected reflections that are there
+    aspect: float = 1.0  # row over column pitch of the pixels, as stated
+    notes: tuple[str, ...] = ()  # what was found beside it
 
-
-@dataclass(frozen=True)
-class Reflections:
-    """Reflections of the projected lattice up to a resolution."""
-
-    index: NDArray[np.int64]  # (K, 2)
-    g: Floats  # (K, 2) x, y in 1/Å, crystal frame
-    strength: Floats  # (K,) kinematic amplitude relative to the strongest
-
-
-def reflections(projection: Projection, spacing: float) -> Reflections:
-    """Return reflections with a spacing above `spacing` Å (one of each Friedel pair), without the origin."""
-    reciprocal = np.linalg.inv(projection.vectors).T
-    reach = int(np.ceil(np.abs(projection.vectors).sum(1).max() / spacing)) + 1
-    index = np.array([(h, k) for h in range(-reach, reach + 1) for k in range(reach + 1) if k > 0 or h > 0])
-    g = index @ reciprocal
-    keep = np.linalg.norm(g, axis=1) < 1 / spacing
-    index, g = index[keep], g[keep]
-    radius = np.linalg.norm(g, axis=1)
-    amplitude = np.zeros(len(g), dtype=complex)
-    for kind in projection.kinds:
-        base = np.array(kind.fractional) @ projection.vectors
-        for site in kind.sites:
-            s = kind.groups[site.group]
-            phase = np.exp(-2j * np.pi * (g @ (base + kind.offset[site.group])))
-            amplitude += (
-                s.occupancy * form_factor(s.element, radius) * np.exp(-s.b_iso * radius**2 / 4) * phase
-            )
-    strength = np.abs(amplitude)
-    order = np.argsort(radius)
-    return Reflections(index[order], g[order], (strength / strength.max())[order])
+    @property
+    def pitch_A(self) -> tuple[float, float]:
+        """(row, col) pitch in Å: the stated aspect at the scale of the lattice."""
+        root = math.sqrt(self.aspect)
+        return self.pixel_size_A * root, self.pixel_size_A / root
 
 
 def register(
-    image: Floats, valid: NDArray[np.bool_], pixel: float, projection: Projection, name: str
+    image: Floats,
+    valid: NDArray[np.bool_],
+    pixel: float | tuple[float, float] | None,
+    projection: Projection,
+    name: str,
 ) -> Lattice:
     """Return the lattice found in an image (vacuum = 1).
 
-    pixel: stated pixel size in Å; name: of the file, for messages. Raises `InputError` when no lattice of
-    this crystal and zone axis is there, or only at a pixel size far from the stated one.
+    pixel: stated pixel size in Å, (row, col) where the axes differ, None where nothing is stated; name: of the
+    file, for messages. Raises `InputError` when no lattice of this crystal and zone axis is there, when it is
+    there only at a pixel size far from the stated one, or when nothing is stated and several sizes fit.
     """
-    flat = _flattened(image, valid)
-    signal = _Spectrum(flat)
-    refl = reflections(projection, max(RESOLUTION_A, 2.5 * pixel))
-    angles = np.arange(0.0, 180.0, 0.5)
-    scales = np.exp(np.arange(np.log(0.35), np.log(2.9), 0.006))
-    score = signal.score(refl, angles, scales, pixel)
-    near = np.abs(np.log(scales)) <= np.log(1 + SCALE_TOLERANCE)
-    best_near = np.unravel_index(np.argmax(np.where(near[None, :], score, -np.inf)), score.shape)
-    top = float(score[best_near])
-    frame = _frame(np.deg2rad(angles[best_near[0]]), scales[best_near[1]] / pixel)
-    refined = _refine(flat, refl, frame)
-    if _plausible(refined * pixel):
-        frame = refined
-    evidence = _evidence(signal, refl, frame)
-    far = float(np.where(near[None, :], -np.inf, score).max())
-    if evidence < EVIDENCE_NEEDED or far > 1.6 * top:
-        _refuse(signal, refl, score, near, angles, scales, pixel, evidence, projection, name)
-    linear = frame * pixel
-    singular = np.linalg.svd(linear, compute_uv=False)
-    scale = float(np.sqrt(abs(np.linalg.det(linear))))
-    rotation = float(np.rad2deg(np.arctan2(frame[0, 0], frame[0, 1])))
-    crystal = lattice_area(flat, refl, frame)
+    stated, aspect = _stated(pixel)
+    flat = flattened(image, valid)
+    spectrum = Spectrum(flat)
+    every = find_candidates(spectrum, spectrum.peaks(), projection, aspect)
+    best, rival = _choose(every, flat, spectrum, stated, aspect, projection, name)
+    refl = reflections(projection, max(RESOLUTION_A, 2.5 * best.pitch_A))
+    frame, crystal, drift = best.frame, lattice_area(flat, refl, best.frame), None
+    for _ in range(2):
+        drift = refine_frame(flat, valid, crystal, refl, frame)
+        if drift is None or distortion(drift.frame, aspect) > LARGEST_SHEAR:
+            drift = None
+            break
+        frame = drift.frame
+        crystal = lattice_area(flat, refl, frame)
+    evidence = _evidence(spectrum, refl, frame)
+    if evidence < EVIDENCE_NEEDED:
+        _refuse_absent(evidence, projection, name)
+    final = judged(frame, spectrum, spectrum.peaks(), projection)
+    return _lattice(final, drift, projection, stated, aspect, evidence, crystal, rival)
+
+
+def _stated(pixel: float | tuple[float, float] | None) -> tuple[float | None, float]:
+    """Return the geometric mean of the stated pitches and their ratio row over column."""
+    if pixel is None:
+        return None, 1.0
+    if isinstance(pixel, tuple):
+        return math.sqrt(pixel[0] * pixel[1]), pixel[0] / pixel[1]
+    return pixel, 1.0
+
+
+def _choose(
+    every: list[Candidate],
+    flat: Floats,
+    spectrum: Spectrum,
+    stated: float | None,
+    aspect: float,
+    projection: Projection,
+    name: str,
+) -> tuple[Candidate, Candidate | None]:
+    """Return the candidate to refine and, where there is one, another pixel size that fits about as well."""
+    good = [c for c in every if c.merit >= LEAST_MERIT]
+    if stated is None:
+        if not good:
+            _refuse_absent(0.0, projection, name)
+        rival = next((c for c in good[1:] if not _close(c.pitch_A, good[0].pitch_A)), None)
+        if rival is not None and good[0].merit < CLEARLY_BETTER * rival.merit:
+            raise InputError(
+                f"{name}: the file states no pixel size, and the lattice of {_title(projection)} fits both "
+                f"{good[0].pitch_A:.4g} and {rival.pitch_A:.4g} Å; give pixel_size_A in [image]"
+            )
+        return good[0], None
+    near = [c for c in good if _close(c.pitch_A, stated)]
+    far = next((c for c in good if not _close(c.pitch_A, stated)), None)
+    if not near:
+        swept = _swept(flat, spectrum, stated, aspect, projection)
+        near = [swept] if swept is not None else []
+    if far is not None and (not near or far.merit > CLEARLY_BETTER * near[0].merit):
+        _refuse_scale(far, stated, projection, name)
+    if not near:
+        _refuse_absent(0.0, projection, name)
+    rival = far if far is not None and CLEARLY_BETTER * far.merit > near[0].merit else None
+    return near[0], rival
+
+
+def _close(pitch: float, stated: float) -> bool:
+    return abs(math.log(pitch / stated)) <= math.log(1 + SCALE_TOLERANCE)
+
+
+def _swept(
+    flat: Floats, spectrum: Spectrum, stated: float, aspect: float, projection: Projection
+) -> Candidate | None:
+    """Return the best lattice near the stated pixel size where single spots are too weak to start from."""
+    if not 0.01 < stated < 1.5:
+        return None
+    refl = reflections(projection, max(RESOLUTION_A, 2.5 * stated))
+    if len(refl.g) < 2:
+        return None
+    weight = np.sqrt(refl.strength)
+    square = np.diag([1 / math.sqrt(aspect), math.sqrt(aspect)])
+    best, top = None, -np.inf
+    for angle in np.deg2rad(np.arange(0.0, 180.0, 0.5)):
+        for scale in np.exp(np.arange(-0.11, 0.111, 0.006)):
+            frame = rotated_frame(angle, scale / stated) @ square
+            value = spectrum.at(refl.g @ np.linalg.inv(frame).T)
+            known = np.isfinite(value)
+            if known.sum() < 2:
+                continue
+            total = float((weight * np.log1p(np.nan_to_num(value)))[known].sum() / weight[known].sum())
+            if total > top:
+                best, top = frame, total
+    if best is None or _evidence(spectrum, refl, best) < EVIDENCE_NEEDED:
+        return None
+    return judged(best, spectrum, spectrum.peaks(), projection)
+
+
+def _lattice(
+    found: Candidate,
+    drift: Drift | None,
+    projection: Projection,
+    stated: float | None,
+    aspect: float,
+    evidence: float,
+    crystal: NDArray[np.bool_],
+    rival: Candidate | None,
+) -> Lattice:
+    pitch = pitch_of(found.frame)
+    root = math.sqrt(aspect)
+    square = found.frame @ np.diag([root, 1 / root])
+    # The rotation of the polar decomposition: a shear must not count as a turn.
+    rotation = math.degrees(math.atan2(square[0, 0] - square[1, 1], square[0, 1] + square[1, 0]))
+    pitch_sigma = rotation_sigma = math.nan
+    if drift is not None:
+        c = drift.covariance
+        pitch_sigma = pitch * math.sqrt(max(c[0, 0] + c[3, 3] + 2 * c[0, 3], 0.0)) / 2
+        rotation_sigma = math.degrees(math.sqrt(max(c[1, 1] + c[2, 2] - 2 * c[1, 2], 0.0)) / 2)
+    notes = []
+    if stated is None:
+        notes.append(f"No pixel size was stated; the lattice gives {pitch:.4f} Å.")
+    elif abs(pitch / stated - 1) > PRECISE:
+        way = "large" if stated > pitch else "small"
+        notes.append(
+            f"The stated pixel size, {stated:.5g} Å, is {100 * abs(stated / pitch - 1):.1f} % too {way}; "
+            f"the lattice gives {pitch:.5g} Å, which is used."
+        )
+    if rival is not None:
+        notes.append(
+            f"The lattice alone would also allow a pixel size of {rival.pitch_A:.4g} Å; the stated one decided."
+        )
     return Lattice(
-        frame,
+        found.frame,
         projection.vectors,
-        pixel / scale,
+        pitch,
         rotation,
-        float(singular[0] / singular[1] - 1),
+        distortion(found.frame, aspect),
         evidence,
         crystal,
+        pitch_sigma,
+        rotation_sigma,
+        found.explained,
+        found.seen,
+        aspect,
+        tuple(notes),
     )
 
 
-def _refuse(
-    signal: _Spectrum,
-    refl: Reflections,
-    score: Floats,
-    near: NDArray[np.bool_],
-    angles: Floats,
-    scales: Floats,
-    pixel: float,
-    evidence: float,
-    p: Projection,
-    name: str,
-) -> None:
-    """Raise the error that fits: the lattice is there at another pixel size, or nowhere."""
-    away = np.where(near[None, :], -np.inf, score)
-    i = np.unravel_index(np.argmax(away), away.shape)
+def _title(projection: Projection) -> str:
+    return f"{projection.crystal.name} [{' '.join(str(v) for v in projection.zone)}]"
+
+
+def _refuse_scale(far: Candidate, stated: float, projection: Projection, name: str) -> None:
+    """Raise the error for a lattice that is there at another pixel size, with the likely cause."""
+    ratio = stated / far.pitch_A
+    cause = "or the CIF if that is not this crystal"
+    for factor, why in (
+        (10.0, "was it given in pm or nm instead of Å?"),
+        (100.0, "was it given in pm instead of Å?"),
+        (2.0, "was the image binned or resampled after its scale was written?"),
+        (4.0, "was the image binned or resampled after its scale was written?"),
+    ):
+        if abs(abs(math.log(ratio)) - math.log(factor)) < 0.1:
+            cause = why
+            break
+    if far.merit < DOUBTFUL_MERIT:
+        raise InputError(
+            f"{name}: the lattice of {_title(projection)} does not fit at the stated {stated:.4g} Å; even at "
+            f"{far.pitch_A:.4g} Å it explains only {100 * far.explained:.0f} % of the spots and shows "
+            f"{100 * far.seen:.0f} % of its reflections; check the CIF and zone_axis first, then pixel_size_A"
+        )
+    raise InputError(
+        f"{name}: the lattice of {_title(projection)} fits a pixel size of {far.pitch_A:.4g} Å, but "
+        f"{stated:.4g} Å was stated; correct pixel_size_A, {cause}"
+    )
+
+
+def _refuse_absent(evidence: float, projection: Projection, name: str) -> None:
+    p = projection
     zone = " ".join(str(v) for v in p.zone)
-    elsewhere = _frame(np.deg2rad(angles[i[0]]), scales[i[1]] / pixel)
-    if _evidence(signal, refl, elsewhere) > EVIDENCE_NEEDED:
-        raise InputError(
-            f"{name}: the lattice of {p.crystal.name} [{zone}] fits a pixel size of "
-            f"{pixel / scales[i[1]]:.4g} Å, but {pixel:.4g} Å was stated; correct "
-            "pixel_size_A, or the CIF if that is not this crystal"
-        )
-    if evidence >= EVIDENCE_NEEDED:
-        raise InputError(
-            f"{name}: the image shows a lattice, but only part of the reflections of {p.crystal.name} "
-            f"[{zone}]; check the CIF and zone_axis"
-        )
     raise InputError(
         f"{name}: no lattice of {p.crystal.name} along [{zone}] was found (signal {evidence:.1f} times the "
         f"background, {EVIDENCE_NEEDED:g} needed); check CIF, zone_axis and pixel_size_A, or choose an "
@@ -140,126 +263,36 @@ def _refuse(
     )
 
 
-def _flattened(image: Floats, valid: NDArray[np.bool_]) -> Floats:
-    filled = np.where(valid, image, np.median(image[valid]))
-    return filled - ndimage.gaussian_filter(filled, max(8.0, min(image.shape) / 24))
-
-
-class _Spectrum:
-    """Power spectrum over its radial background, looked up at any frequency (cycles per pixel)."""
-
-    def __init__(self, flat: Floats) -> None:
-        n = 2 ** int(np.ceil(np.log2(max(flat.shape))) + 1)
-        window = np.hanning(flat.shape[0])[:, None] * np.hanning(flat.shape[1])[None, :]
-        power = np.abs(np.fft.fftshift(np.fft.fft2(flat * window, (n, n)))) ** 2
-        self.n = n
-        f = np.fft.fftshift(np.fft.fftfreq(n))
-        radius = np.hypot(f[:, None], f[None, :])
-        bins = np.minimum((radius * n / 4).astype(int), n // 8 + 2)
-        order = np.argsort(bins.ravel(), kind="stable")
-        edges = np.searchsorted(bins.ravel()[order], np.arange(bins.max() + 2))
-        ranked = power.ravel()[order]
-        background = np.array(
-            [np.median(ranked[a:b]) if b > a else np.nan for a, b in zip(edges[:-1], edges[1:], strict=True)]
-        )
-        background = np.interp(
-            np.arange(len(background)),
-            np.flatnonzero(np.isfinite(background)),
-            background[np.isfinite(background)],
-        )
-        self.snr = power / (background[bins] / np.log(2))
-
-    def at(self, frequency: Floats) -> Floats:
-        """Return power over background at (row, col) frequencies (..., 2) in cycles per pixel."""
-        index = frequency * self.n + self.n / 2
-        inside = (np.abs(frequency) < 0.47).all(-1)
-        value = ndimage.map_coordinates(
-            self.snr, np.moveaxis(index, -1, 0).reshape(2, -1), order=1, mode="nearest"
-        )
-        return np.where(inside, value.reshape(frequency.shape[:-1]), np.nan)
-
-    def score(self, refl: Reflections, angles: Floats, scales: Floats, pixel: float) -> Floats:
-        """Return ten times the weighted mean of log(1 + signal) for every angle and scale, (A, S)."""
-        weight = np.sqrt(refl.strength)
-        out = np.zeros((len(angles), len(scales)))
-        for i, a in enumerate(np.deg2rad(angles)):
-            direction = refl.g @ np.linalg.inv(_frame(a, 1.0)).T * pixel
-            value = self.at(direction[None] / scales[:, None, None])
-            known = np.isfinite(value)
-            total = np.where(known, weight * np.log1p(np.nan_to_num(value)), 0).sum(1)
-            out[i] = 10 * total / np.maximum((known * weight).sum(1), 0.3 * weight.sum())
-        return out
-
-
-def _frame(rotation: float, pixels_per_A: float) -> Floats:
-    """Frame that turns crystal x by `rotation` (rad) from columns towards rows; y at a right angle to it."""
-    c, s = np.cos(rotation), np.sin(rotation)
-    return pixels_per_A * np.array([[s, c], [c, -s]])
-
-
-def amplitudes(image: Floats, weight: Floats, frequency: Floats) -> NDArray[np.complex128]:
-    """Return Σ w I exp(-2πi f·r)/Σ w for (row, col) frequencies (K, 2) in cycles per pixel."""
-    y = np.exp(-2j * np.pi * frequency[:, :1] * np.arange(image.shape[0]))
-    x = np.exp(-2j * np.pi * frequency[:, 1:] * np.arange(image.shape[1]))
-    return np.einsum("ky,ky->k", y, (image * weight @ x.T).T) / weight.sum()
-
-
-def _refine(flat: Floats, refl: Reflections, frame: Floats) -> Floats:
-    """Maximise the spectral power at all reflections over the four numbers of the frame."""
-    taper = np.hanning(flat.shape[0])[:, None] * np.hanning(flat.shape[1])[None, :]
-    best = frame
-    for spacing in (1.8, RESOLUTION_A):
-        use = np.linalg.norm(refl.g, axis=1) < 1 / spacing
-        g, w = refl.g[use], np.sqrt(refl.strength[use])
-        start = best
-
-        def loss(step: Floats, start: Floats = start, g: Floats = g, w: Floats = w) -> float:
-            f = g @ np.linalg.inv((np.eye(2) + step.reshape(2, 2)) @ start).T
-            power = np.abs(amplitudes(flat, taper, f)) ** 2
-            return -float((w * np.sqrt(power)).sum()) * 1e3
-
-        size = 0.004 if spacing > 1 else 0.001
-        simplex = np.vstack([np.zeros(4), size * np.eye(4)])
-        found = optimize.minimize(
-            loss,
-            np.zeros(4),
-            method="Nelder-Mead",
-            options={"initial_simplex": simplex, "maxiter": 250, "xatol": 1e-6},
-        )
-        best = (np.eye(2) + found.x.reshape(2, 2)) @ start
-    return best
-
-
-def _plausible(linear: Floats) -> bool:
-    """Whether a refined frame (times the pixel size) is still the lattice that was found."""
-    long, short = np.linalg.svd(linear, compute_uv=False)
-    scale = abs(0.5 * np.log(long * short))
-    return bool(scale < np.log(1 + SCALE_TOLERANCE) + 0.02 and long < (1 + LARGEST_SHEAR) * short)
-
-
-def _evidence(signal: _Spectrum, refl: Reflections, frame: Floats) -> float:
+def _evidence(spectrum: Spectrum, refl: Reflections, frame: Floats) -> float:
     f = refl.g @ np.linalg.inv(frame).T
     strong = refl.strength > 0.2
-    value = signal.at(f[strong])
+    value = spectrum.at(f[strong])
     value = value[np.isfinite(value)]
     return float(np.median(np.sort(value)[len(value) // 2 :])) if len(value) >= 2 else 0.0
 
 
-def lattice_area(flat: Floats, refl: Reflections, frame: Floats, sigma_A: float = 2.2) -> NDArray[np.bool_]:
+def lattice_area(flat: Floats, refl: Reflections, frame: Floats, sigma_A: float = 1.8) -> NDArray[np.bool_]:
     """Return pixels where the lattice is present: local power of the strongest reflections over the noise."""
     per_A = float(np.sqrt(abs(np.linalg.det(frame))))
     f = refl.g @ np.linalg.inv(frame).T
     taper = np.ones_like(flat)
     power = np.abs(amplitudes(flat, taper, f)) ** 2
     pick = np.argsort(power)[::-1][:6]
-    y, x = np.arange(flat.shape[0])[:, None], np.arange(flat.shape[1])[None, :]
     sigma = sigma_A * per_A
-    total = np.zeros_like(flat)
+    # A smooth map needs no finer raster than a third of its smoothing.
+    block = max(1, int(sigma / 3))
+    rows, cols = flat.shape
+    padded = np.pad(flat, ((0, -rows % block), (0, -cols % block)), mode="symmetric")
+    y, x = np.arange(padded.shape[0])[:, None], np.arange(padded.shape[1])[None, :]
+    coarse = (padded.shape[0] // block, padded.shape[1] // block)
+    total = np.zeros(coarse)
     for k in pick:
-        wave = flat * np.exp(-2j * np.pi * (f[k, 0] * y + f[k, 1] * x))
-        local = ndimage.gaussian_filter(wave.real, sigma) + 1j * ndimage.gaussian_filter(wave.imag, sigma)
+        wave = padded * (np.exp(-2j * np.pi * f[k, 0] * y) * np.exp(-2j * np.pi * f[k, 1] * x))
+        mean = wave.reshape(coarse[0], block, coarse[1], block).mean((1, 3))
+        local = ndimage.gaussian_filter(mean, sigma / block)
         total += np.abs(local) ** 2
-    level = np.sqrt(total)
+    total = ndimage.zoom(total, block, order=1, mode="nearest", grid_mode=True)[:rows, :cols]
+    level = np.sqrt(np.maximum(total, 0))
     high = np.percentile(level, 90)
     mask = level > 0.3 * high
     mask = ndimage.binary_opening(mask, iterations=2)

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qhrtem.errors import InputError
+from qhrtem.errors import InputError, ResourceError
+from qhrtem.io.headers import check_promise
 from qhrtem.model.micrograph import RawImage
 
 READERS = {  # suffix → RosettaSciIO module; NumPy's own files are read here, without pickles
@@ -57,7 +58,8 @@ def read_image(path: str | Path, dataset: str | None = None, frame: int | None =
 
     `dataset` picks by title or number where a file holds several images, `frame` (from 0) from a series.
     Raises InputError naming file, cause and remedy where there is no usable image: a missing, damaged or
-    unknown file, a spectrum or diffraction pattern, colour, complex, non-finite or constant data.
+    unknown file, a spectrum or diffraction pattern, colour, complex, non-finite or constant data;
+    ResourceError, before anything is read, where the file promises more than the memory holds.
     """
     path = Path(path)
     signal = _chosen(_signals(path), dataset, path)
@@ -66,8 +68,30 @@ def read_image(path: str | Path, dataset: str | None = None, frame: int | None =
         counts=_usable(data, path),
         path=str(path),
         pixel_size_A=_pixel_size(axes, path),
-        metadata=dict(_flat(signal)),
+        metadata={**dict(_flat(signal)), **_beside(path), **_stored(data, axes)},
     )
+
+
+def _stored(data: NDArray[Any], axes: list[Mapping[str, Any]]) -> dict[str, str]:
+    """Return how the numbers and the axes are written in the file."""
+    out = {"stored.dtype": str(data.dtype)}
+    for name, axis in zip(("row", "col"), axes, strict=True):
+        if axis.get("units"):
+            out[f"axis.{name}"] = f"{axis.get('scale')} {axis['units']}"
+    return out
+
+
+def _beside(path: Path) -> dict[str, str]:
+    """Return what the .emi file of a .ser says: the .ser itself does not know the microscope."""
+    if path.suffix.lower() != ".ser":
+        return {}
+    main = path.with_name(path.stem.rpartition("_")[0] + ".emi")
+    if not main.is_file():
+        return {}
+    try:
+        return dict(_flat(_signals(main)[0]))
+    except InputError:
+        return {}
 
 
 def _signals(path: Path) -> list[dict[str, Any]]:
@@ -78,6 +102,7 @@ def _signals(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"{path}: the image file {what}; check the path")
+    check_promise(path)
     try:
         with _silence():
             if suffix == ".mrc":
@@ -89,6 +114,11 @@ def _signals(path: Path) -> list[dict[str, Any]]:
         signals = [s for s in found if np.ndim(s["data"]) >= 2 and np.size(s["data"])]
     except PermissionError as error:
         raise InputError(f"{path}: no permission to read the image file; change its access rights") from error
+    except MemoryError as error:
+        raise ResourceError(
+            f"{path}: the image does not fit into memory ({error}); cut out the part to be fitted, or is the "
+            "file damaged?"
+        ) from error
     except Exception as error:  # the readers raise whatever a damaged byte leads to
         cause = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         with _silence():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import gemmi
 import numpy as np
@@ -91,10 +92,13 @@ def with_uncertainty(value: float, sigma: float, least_decimals: int) -> str:
     return f"{value:.{decimals}f}({round(sigma * 10**decimals)})"
 
 
-def extxyz_text(twin: Twin) -> str:
-    """Return the structure as extended XYZ (Å, the frame of the twin, not periodic), one frame."""
+def ase_atoms(twin: Twin) -> Any:
+    """Return the structure as `ase.Atoms`: Å, the frame of the twin, not periodic.
+
+    Arrays `occupancy`, `b_iso_A2`, `sigma_A` (N, 3) and `column` (row of columns.csv) come along. Raises
+    InputError where there is no atom or a coordinate is not finite.
+    """
     import ase
-    import ase.io
 
     atoms, box = twin.atoms, box_around(twin)
     frame = ase.Atoms(
@@ -106,8 +110,15 @@ def extxyz_text(twin: Twin) -> str:
     frame.set_array("column", atoms.column)
     frame.info["box_origin_A"] = box.origin_A
     frame.info["pixel_size_A"] = float(twin.pixel_size_A)
+    return frame
+
+
+def extxyz_text(twin: Twin) -> str:
+    """Return the structure as extended XYZ (Å, the frame of the twin, not periodic), one frame."""
+    import ase.io
+
     out = io.StringIO()
-    ase.io.write(out, frame, format="extxyz", write_results=False)
+    ase.io.write(out, ase_atoms(twin), format="extxyz", write_results=False)
     return out.getvalue()
 
 

@@ -18,11 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qhrtem.errors import InputError, ResourceError
+from qhrtem.io.fitted import read_errors, read_fitted, write_errors, write_fitted
+from qhrtem.io.hdf5 import put, put_strings, strings
+from qhrtem.io.nexus import link_images
 from qhrtem.io.structure_files import cel_text, cif_text, extxyz_text
 from qhrtem.model.twin import Atoms, ColumnTable, Estimate, Gate, Match, Step, Twin
 
 FORMAT = "qhrtem-result"
-VERSION = 1
+VERSION = 2  # 2 added errors/, model/ and the NeXus entry; 1 is still read
 # Written only if the gates hold.
 CLAIMS = ("columns.csv", "structure.cif", "structure.extxyz", "structure.cel")
 
@@ -170,50 +173,61 @@ def _claims(twin: Twin) -> dict[str, str]:
 
 
 def _write_h5(twin: Twin, path: Path) -> None:
-    with h5py.File(path, "w") as file:
+    # In memory first: HDF5 does not survive a disk that fills up while it writes.
+    with h5py.File(path, "w", driver="core", backing_store=False) as file:
         file.attrs["format"] = FORMAT
         file.attrs["version"] = VERSION
         for name, unit in SCALAR_UNITS.items():
-            _put(file, name, getattr(twin, name), unit)
-        _put(file, "lattice_px", twin.lattice_px, "px")
+            put(file, name, getattr(twin, name), unit)
+        put(file, "lattice_px", twin.lattice_px, "px")
         for group, part, units in _parts(twin):
             for name, unit in units.items():
-                _put(file, f"{group}/{name}", getattr(part, name), unit)
-        _put_strings(file, "columns/kind", twin.columns.kind)
-        _put_strings(file, "columns/elements", twin.columns.elements)
-        _put_strings(file, "atoms/element", twin.atoms.element)
+                put(file, f"{group}/{name}", getattr(part, name), unit)
+        put_strings(file, "columns/kind", twin.columns.kind)
+        put_strings(file, "columns/elements", twin.columns.elements)
+        put_strings(file, "atoms/element", twin.atoms.element)
         _put_records(file, "microscope", Estimate, twin.microscope)
         _put_records(file, "gates", Gate, twin.gates)
         _put_records(file, "history", Step, twin.history)
         file["history/seconds"].attrs["units"] = "s"
-        _put_strings(file, "rules/name", tuple(twin.rules))
-        _put(file, "rules/rejected", np.array(list(twin.rules.values()), dtype=np.int64), "candidates")
-        _put_strings(file, "notes", twin.notes)
-        _put_strings(file, "provenance/name", tuple(twin.provenance))
-        _put_strings(file, "provenance/value", tuple(twin.provenance.values()))
+        put_strings(file, "rules/name", tuple(twin.rules))
+        put(file, "rules/rejected", np.array(list(twin.rules.values()), dtype=np.int64), "candidates")
+        put_strings(file, "notes", twin.notes)
+        put_strings(file, "provenance/name", tuple(twin.provenance))
+        put_strings(file, "provenance/value", tuple(twin.provenance.values()))
+        write_errors(file, twin.position_errors, twin.imaging_errors)
+        write_fitted(file, twin.fitted)
+        link_images(file, twin)
+        file.flush()
+        content = file.id.get_file_image()
+    path.write_bytes(content)
 
 
 def _read_h5(file: h5py.File) -> Twin:
     def arrays(group: str, units: dict[str, str]) -> dict[str, Any]:
         return {name: file[f"{group}/{name}"][()] for name in units}
 
+    position_errors, imaging_errors = read_errors(file)
     return Twin(
         columns=ColumnTable(
-            kind=_strings(file, "columns/kind"),
-            elements=_strings(file, "columns/elements"),
+            kind=strings(file, "columns/kind"),
+            elements=strings(file, "columns/elements"),
             **arrays("columns", COLUMN_UNITS),
         ),
-        atoms=Atoms(element=_strings(file, "atoms/element"), **arrays("atoms", ATOM_UNITS)),
+        atoms=Atoms(element=strings(file, "atoms/element"), **arrays("atoms", ATOM_UNITS)),
         microscope=_records(file, "microscope", Estimate),
         match=Match(**arrays("match", MATCH_UNITS)),
         lattice_px=file["lattice_px"][()],
         gates=_records(file, "gates", Gate),
         history=_records(file, "history", Step),
-        rules=dict(zip(_strings(file, "rules/name"), file["rules/rejected"][()].tolist(), strict=True)),
-        notes=_strings(file, "notes"),
+        rules=dict(zip(strings(file, "rules/name"), file["rules/rejected"][()].tolist(), strict=True)),
+        notes=strings(file, "notes"),
         provenance=dict(
-            zip(_strings(file, "provenance/name"), _strings(file, "provenance/value"), strict=True)
+            zip(strings(file, "provenance/name"), strings(file, "provenance/value"), strict=True)
         ),
+        position_errors=position_errors,
+        imaging_errors=imaging_errors,
+        fitted=read_fitted(file),
         **{name: float(file[name][()]) for name in SCALAR_UNITS},
     )
 
@@ -226,23 +240,12 @@ def _parts(twin: Twin) -> tuple[tuple[str, object, dict[str, str]], ...]:
     )
 
 
-def _put(file: h5py.File, name: str, value: Any, unit: str) -> None:
-    array = np.asarray(value)
-    packed = {"compression": "gzip", "shuffle": True} if array.size > 1024 else {}
-    file.create_dataset(name, data=array, **packed).attrs["units"] = unit
-
-
-def _put_strings(file: h5py.File, name: str, values: Sequence[str]) -> None:
-    data = np.array([_storable(v) for v in values], dtype=object)
-    file.create_dataset(name, shape=(len(values),), dtype=h5py.string_dtype("utf-8"), data=data)
-
-
 def _put_records(file: h5py.File, group: str, kind: type, records: Sequence[Any]) -> None:
     """Store a sequence of records as one dataset a field."""
     for field in fields(kind):
         values = [getattr(record, field.name) for record in records]
         if field.type == "str":
-            _put_strings(file, f"{group}/{field.name}", values)
+            put_strings(file, f"{group}/{field.name}", values)
         else:
             dtype = {"float": np.float64, "int": np.int64, "bool": np.bool_}[str(field.type)]
             file.create_dataset(f"{group}/{field.name}", data=np.array(values, dtype=dtype))
@@ -252,17 +255,8 @@ def _records(file: h5py.File, group: str, kind: type) -> tuple[Any, ...]:
     columns = []
     for field in fields(kind):
         name = f"{group}/{field.name}"
-        columns.append(_strings(file, name) if field.type == "str" else file[name][()].tolist())
+        columns.append(strings(file, name) if field.type == "str" else file[name][()].tolist())
     return tuple(kind(*values) for values in zip(*columns, strict=True))
-
-
-def _strings(file: h5py.File, name: str) -> tuple[str, ...]:
-    return tuple(file[name].asstr()[()].tolist())
-
-
-def _storable(text: str) -> str:
-    """HDF5 strings end at a NUL and must be UTF-8; a file name may hold neither promise."""
-    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _numbers(values: Sequence[float] | NDArray[np.float64], decimals: int) -> list[object]:

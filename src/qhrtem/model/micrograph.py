@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,10 @@ class Micrograph:
     readout_variance: float  # variance at zero intensity, units of vacuum²
     scale_sigma: float  # relative standard deviation of the vacuum level
     notes: tuple[str, ...] = ()  # what was assumed
+    vacuum: NDArray[np.bool_] | None = None  # [row, col], where vacuum was found; all False where none was
+    gain: float = math.nan  # counts per electron
+    gain_sigma: float = math.nan  # one standard deviation, 0 where it was given
+    noise_correlation: float = math.nan  # noise power at low frequencies over that of a pixel; 1 = white
 
     def variance(self, intensity: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the pixel variance (vacuum²) expected at a model intensity (vacuum = 1)."""

@@ -29,6 +29,12 @@ class ImagingParameter:
     high: float
     structural: bool = False  # acts on the exit wave rather than on the lens
 
+    @property
+    def key(self) -> str:
+        """Name with its unit as users meet it, e.g. "c1_nm"."""
+        unit = self.unit.replace("²", "2").replace("µ", "u")
+        return f"{self.name}_{unit}" if unit else self.name
+
 
 # A tuned lens moves 1 Å detail by up to this much; windows and margins allow for it.
 TUNED_DELOCALISATION_A = 1.5

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
+
+from qhrtem.model.forward import Field
+from qhrtem.model.microscope import Microscope
+from qhrtem.specimen.columns import ColumnModel
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,59 @@ class Atoms:
     b_iso_A2: NDArray[np.float64]  # (N,) B = 8π²⟨u²⟩
     sigma_A: NDArray[np.float64]  # (N, 3) one standard deviation
     column: NDArray[np.int64]  # (N,) row in the column table
+
+
+@dataclass(frozen=True)
+class PositionErrors:
+    """How the errors of positions belong together: K coordinates of an element in a column along an axis.
+
+    The covariance is local + common·commonᵀ. `local` connects neighbours only, so it averages down over many
+    columns; each column of `common` is one nuisance (a combination of imaging parameters, a prior that many
+    columns share) that moves all coordinates together, so it does not.
+    """
+
+    column: NDArray[np.int64]  # (K,) row in the column table
+    element: NDArray[np.int64]  # (K,) index into the elements of the column table
+    axis: NDArray[np.int64]  # (K,) 0 = x (detector columns), 1 = y (detector rows)
+    common_A: NDArray[np.float32]  # (K, Q) Å, shift of the coordinate by one standard deviation of a nuisance
+    common_name: tuple[str, ...]  # (Q,)
+    local_A2: sparse.csr_array  # (K, K) Å², symmetric; zero for coordinates farther apart than reach_A
+    reach_A: float
+
+    def index(self, columns: int, elements: int) -> NDArray[np.int64]:
+        """Return (columns, elements, 2) the row of each coordinate, -1 where it was not refined."""
+        out = np.full((columns, elements, 2), -1, dtype=np.int64)
+        out[self.column, self.element, self.axis] = np.arange(len(self.column))
+        return out
+
+    def sigma_A(self) -> NDArray[np.float64]:
+        """Return one standard deviation (K,) in Å."""
+        variance = self.local_A2.diagonal() + (self.common_A.astype(float) ** 2).sum(1)
+        return np.sqrt(np.maximum(variance, 0.0))
+
+    def of(self, weight: sparse.csr_array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return local (M, M) and common (M, Q) errors of weighted sums (M, K) of coordinates."""
+        local = (weight @ self.local_A2 @ weight.T).toarray()
+        return local, np.asarray(weight @ self.common_A.astype(float))
+
+
+@dataclass(frozen=True)
+class ImagingErrors:
+    """Covariance of the refined imaging parameters, in the units of their estimates."""
+
+    name: tuple[str, ...]  # (P,) names of estimates, e.g. "c1_nm"
+    covariance: NDArray[np.float64]  # (P, P)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What the fitted image was simulated from, so that it can be simulated again to the last digit."""
+
+    columns: ColumnModel  # of the whole simulated area, also where it reaches beyond the image
+    claimed: NDArray[np.int64]  # (C,) which of them the rows of the column table are
+    microscope: Microscope
+    field: Field
+    diffuse: NDArray[np.float32]  # thermal diffuse correction on the image grid, vacuum = 1
 
 
 @dataclass(frozen=True)
@@ -102,8 +161,30 @@ class Twin:
     rules: dict[str, int] = field(default_factory=dict)  # candidates rejected by each physics rule
     notes: tuple[str, ...] = ()  # assumptions and warnings, one sentence each
     provenance: dict[str, str] = field(default_factory=dict)  # versions, hashes, seed, host-free
+    position_errors: PositionErrors | None = None  # None in results of version 1
+    imaging_errors: ImagingErrors | None = None
+    fitted: Fitted | None = None
 
     @property
     def passed(self) -> bool:
         """True when every quality gate holds and the counts may be claimed."""
         return all(g.passed for g in self.gates)
+
+    def _repr_html_(self) -> str:
+        """Return a short table for notebooks; nothing about the specimen where a gate failed."""
+        rows = [("quality gates", "all hold" if self.passed else "FAILED, no atoms are claimed")]
+        rows.append(("χ² crystal, vacuum", f"{self.chi2_crystal:.3f}, {self.chi2_vacuum:.3f}"))
+        if self.passed:
+            inner = self.columns.inside
+            total = self.columns.counts[inner].sum(axis=0)
+            atoms = ", ".join(f"{int(n)} {e}" for e, n in zip(self.columns.elements, total, strict=True))
+            rows += [
+                ("columns in the fitted region", str(int(inner.sum()))),
+                ("atoms in them", atoms),
+                ("depth", f"{self.thickness_A / 10:.2f} nm"),
+            ]
+        for e in self.microscope:
+            if e.refined:
+                rows.append((e.label, f"{e.value:.4g} ± {e.sigma:.2g} {e.unit} {e.note}"))
+        cells = "".join(f"<tr><th>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in rows)
+        return f"<table><caption>qhrtem twin</caption>{cells}</table>"

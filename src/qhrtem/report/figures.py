@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from qhrtem.errors import InputError
 from qhrtem.io.twin import replace_file
 from qhrtem.model.twin import Twin
 from qhrtem.report.drawing import (
@@ -42,6 +43,9 @@ from qhrtem.report.drawing import (
 from qhrtem.report.evidence import convergence_figure, residual_figure
 from qhrtem.report.lens import lens_figure
 from qhrtem.report.notation import chi2_text, number, percent, plain
+from qhrtem.report.physics import polarisation_figure, profile_figure, strain_figure
+from qhrtem.report.posterior import posterior_figure
+from qhrtem.report.relief import relief_figure
 
 # A PDF without a date is the same file for the same result.
 SAVED_AS: dict[str, dict[str, Any]] = {"png": {"dpi": 150}, "pdf": {"metadata": {"CreationDate": None}}}
@@ -214,22 +218,38 @@ CLAIMING: dict[str, Callable[[Twin], Figure]] = {
     "displacement": displacement_figure,
     "surfaces": surfaces_figure,
 }
+# Drawn where the twin supports them: complete cages, enough neighbours, a stored covariance.
+PHYSICS: dict[str, Callable[[Twin], Figure]] = {
+    "polarisation": polarisation_figure,
+    "profiles": profile_figure,
+    "strain": strain_figure,
+    "relief": relief_figure,
+}
 EVIDENCE: dict[str, Callable[[Twin], Figure]] = {
     "match": match_figure,
     "residual": residual_figure,
     "convergence": convergence_figure,
     "lens": lens_figure,
 }
+UNCERTAINTY: dict[str, Callable[[Twin], Figure]] = {"posterior": posterior_figure}
 
 
 def figures_of(twin: Twin) -> dict[str, Figure]:
     """Return the figures a twin supports by name; those about the specimen only when every gate holds."""
-    chosen = {"match": match_figure} | (CLAIMING if twin.passed and twin.columns.kind else {}) | EVIDENCE
+    claims = CLAIMING | PHYSICS if twin.passed and twin.columns.kind else {}
+    chosen = {"match": match_figure} | claims | EVIDENCE | UNCERTAINTY
     if not twin.history:
         del chosen["convergence"]
     if not twin.microscope:
         del chosen["lens"]
-    return {name: draw(twin) for name, draw in chosen.items()}
+    figures = {}
+    for name, draw in chosen.items():
+        try:
+            figures[name] = draw(twin)
+        except InputError:
+            if name not in PHYSICS | UNCERTAINTY:
+                raise
+    return figures
 
 
 def save_figures(twin: Twin, folder: Path, figures: Mapping[str, Figure] | None = None) -> list[Path]:
@@ -241,7 +261,7 @@ def save_figures(twin: Twin, folder: Path, figures: Mapping[str, Figure] | None 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     figures = figures_of(twin) if figures is None else figures
-    for name in set(CLAIMING | EVIDENCE) - set(figures):
+    for name in set(CLAIMING | PHYSICS | EVIDENCE | UNCERTAINTY) - set(figures):
         for kind in SAVED_AS:
             (folder / f"{name}.{kind}").unlink(missing_ok=True)
     written = []

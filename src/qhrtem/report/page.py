@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import gemmi
 import jinja2
 import numpy as np
 from markupsafe import Markup
@@ -20,9 +21,10 @@ from numpy.typing import NDArray
 
 from qhrtem.io.twin import write_text
 from qhrtem.model.twin import Twin
-from qhrtem.report.drawing import IMAGE_MAP, RESIDUAL_MAP, grey_range, style
+from qhrtem.report.drawing import IMAGE_MAP, RESIDUAL_MAP, columns_xy, grey_range, spacing_A, style
 from qhrtem.report.figures import RESIDUAL_SIGMA, figures_of
 from qhrtem.report.notation import number, plain, standing, value_and_sigma
+from qhrtem.report.summary import physics_rows
 from qhrtem.report.verdict import key_numbers, verdict
 
 CAPTIONS = {
@@ -34,6 +36,16 @@ CAPTIONS = {
     "magnified as stated; compare them with the standard deviation above each panel.",
     "surfaces": "Depth of the first and last atom of every column along the beam, and the specimen seen from "
     "the side.",
+    "polarisation": "Displacement of the cation from the centre of its anion cage, as arrows over the image, "
+    "and how many standard deviations it is long.",
+    "profiles": "Polar displacement, and polarisation by Born effective charges, towards the edge and "
+    "against thickness. Band: one standard deviation of the mean; dotted: its part that all cells share "
+    "and that averaging does not reduce.",
+    "strain": "Strain of the heaviest sublattice against its mean over the image, and the axial ratio of "
+    "the projected cell.",
+    "relief": "The two surfaces of the specimen, from the first and last atoms of its columns.",
+    "posterior": "Imaging parameters that depend on each other most: one and two standard deviations of each "
+    "pair, with their correlation.",
     "residual": "Left: pixel values of the difference against pure noise. Middle and right: its power "
     "spectrum; power above 1 at lattice reflections is structure the model missed.",
     "convergence": "Misfit against time. Points are trials, lines the best so far of each stage.",
@@ -58,11 +70,14 @@ def page_text(twin: Twin, figures: Mapping[str, Figure] | None = None) -> str:
     """Return the report as HTML; every string from outside is escaped, scripts are bound by their hash."""
     sheet, script = _template("report.css"), _template("report.js")
     interactive = twin.passed and len(twin.columns.kind) > 0
+    library = (files("qhrtem.report") / "assets" / "3Dmol-min.js").read_text("utf-8") if interactive else ""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.from_string(_template("report.html.j2")).render(
-        policy=_policy(sheet, script if interactive else None),
+        policy=_policy(sheet, (library, script) if interactive else ()),
         sheet=Markup(sheet),
         script=Markup(script),
+        library=Markup(library),
+        physics=physics_rows(twin) if twin.passed else [],
         verdict=verdict(twin),
         numbers=key_numbers(twin),
         figures=_embedded(figures_of(twin) if figures is None else figures),
@@ -78,11 +93,11 @@ def page_text(twin: Twin, figures: Mapping[str, Figure] | None = None) -> str:
     )
 
 
-def _policy(sheet: str, script: str | None) -> str:
-    """Allow embedded images and exactly this style sheet and script, nothing from anywhere else."""
+def _policy(sheet: str, scripts: tuple[str, ...]) -> str:
+    """Allow embedded images and exactly this style sheet and these scripts, nothing from anywhere else."""
     allowed = f"default-src 'none'; img-src data:; style-src {_hash(sheet)}"
-    if script:
-        allowed += f"; script-src {_hash(script)}"
+    if scripts:
+        allowed += "; script-src " + " ".join(_hash(s) for s in scripts)
     return allowed + "; base-uri 'none'; form-action 'none'"
 
 
@@ -125,6 +140,7 @@ def _view(twin: Twin) -> dict[str, Any]:
     residual = (match.measured - match.simulated) / match.sigma
     rows, cols = match.measured.shape
     elements = table.elements
+    chi2 = column_chi2(twin)
     columns = [
         {
             "id": c,
@@ -138,6 +154,7 @@ def _view(twin: Twin) -> dict[str, Any]:
             "top": _rounded(table.top_A[c], 2),
             "bottom": _rounded(table.bottom_A[c], 2),
             "inside": bool(table.inside[c]),
+            "chi2": _rounded(chi2[c], 2),
         }
         for c, kind in enumerate(table.kind)
     ]
@@ -150,8 +167,50 @@ def _view(twin: Twin) -> dict[str, Any]:
             ("difference", _png_of_image(residual, RESIDUAL_MAP, -RESIDUAL_SIGMA, RESIDUAL_SIGMA)),
         ],
         "elements": list(elements),
-        "data": _inert_json({"rows": rows, "cols": cols, "elements": list(elements), "columns": columns}),
+        "data": _inert_json(
+            {
+                "rows": rows,
+                "cols": cols,
+                "pixel": round(twin.pixel_size_A, 6),
+                "elements": list(elements),
+                "radii": [_radius(e) for e in elements],
+                "columns": columns,
+                "atoms": _atoms(twin),
+            }
+        ),
     }
+
+
+def _atoms(twin: Twin) -> dict[str, list[Any]]:
+    """Return the atoms for the model: coordinates in Å, element and column by number."""
+    atoms, names = twin.atoms, list(twin.columns.elements)
+    known = np.array([e in names for e in atoms.element], dtype=bool)
+    x, y, z = (np.round(atoms.position_A[known, k], 2).tolist() for k in range(3))
+    element = [names.index(e) for e in atoms.element if e in names]
+    return {"x": x, "y": y, "z": z, "element": element, "column": atoms.column[known].tolist()}
+
+
+def _radius(element: str) -> float:
+    """Return a radius (Å) to draw an atom with: a share of its covalent radius."""
+    atom = gemmi.Element(element)
+    return round(0.55 * atom.covalent_r, 2) if atom.atomic_number else 0.5
+
+
+def column_chi2(twin: Twin) -> NDArray[np.float64]:
+    """Return the reduced χ² (C,) of the pixels within half a column spacing; nan where none was used."""
+    match, place = twin.match, twin.columns.position_px
+    rows, cols = match.measured.shape
+    reach = 0.5 * spacing_A(columns_xy(twin)) / twin.pixel_size_A
+    square = ((match.measured - match.simulated) / match.sigma).astype(float) ** 2
+    out = np.full(len(place), np.nan)
+    for c, (row, col) in enumerate(place):
+        r0, r1 = max(0, int(row - reach)), min(rows, int(row + reach) + 2)
+        c0, c1 = max(0, int(col - reach)), min(cols, int(col + reach) + 2)
+        y, x = np.mgrid[r0:r1, c0:c1]
+        pick = ((y - row) ** 2 + (x - col) ** 2 <= reach**2) & match.used[r0:r1, c0:c1]
+        if pick.any():
+            out[c] = square[r0:r1, c0:c1][pick].mean()
+    return out
 
 
 def _inert_json(content: Any) -> Any:

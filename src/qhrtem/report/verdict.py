@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qhrtem.errors import InputError
 from qhrtem.model.twin import ColumnTable, Twin
-from qhrtem.report.notation import chi2_text, number, percent
+from qhrtem.report.notation import chi2_text, number, percent, value_and_sigma
+from qhrtem.science.polarisation import off_centring
 
 NOTABLE = 1.05  # ratio of crystal to vacuum χ² from which the model's own error deserves a word
+CLEAR = 3.0  # standard deviations from which a displacement is called one
 DOUBT = 0.9  # a kind whose mean probability of exact counts is below this is named
 REMEDY = (
     "Usual causes: another structure or zone axis than stated, a pixel size or high tension that is off, "
@@ -91,7 +94,25 @@ def _found(twin: Twin) -> tuple[str, ...]:
         sentences.append(
             f"First and last atom of a column lie {number(low, 3)} to {number(high, 3)} Å apart in depth."
         )
-    return tuple(sentences)
+    return (*sentences, *_polar(twin))
+
+
+def _polar(twin: Twin) -> tuple[str, ...]:
+    """Say whether the cation stands off the centre of its cage, if the twin can tell."""
+    try:
+        found = off_centring(twin)
+    except InputError:
+        return ()
+    mean = found.along(found.principal_direction()).mean()
+    value, sigma = 100.0 * float(mean.value[0]), 100.0 * float(mean.sigma[0])
+    name = found.name.removeprefix("off-centring of ")
+    if value > CLEAR * sigma:
+        text = f"{name} stands {value_and_sigma(value, sigma)} pm off the centre of its anion cage on average"
+    else:
+        text = (
+            f"{name} stands in the centre of its anion cage within {number(CLEAR * sigma, 2)} pm on average"
+        )
+    return (f"{text} ({len(found.column)} cells).",)
 
 
 def _doubts(twin: Twin) -> tuple[str, ...]:

@@ -1,22 +1,26 @@
-"""RunFolder: where one fit leaves its files, whole or not at all.
+"""RunFolder: where one fit leaves its files.
 
-Results are written into a staging folder inside the run and moved to their places only when all of them
-exist. A fit that fails leaves nothing; one that is stopped leaves its plan and its journal.
+While a fit goes on, the folder holds the plan, the journal and `unfinished/` with the checkpoints. Results
+are written into a staging folder and moved to their places only when all of them exist; then the journal says
+so, and `unfinished/` goes, last of all. So a folder without it is a finished run, whatever happened on the
+way.
+A fit that fails leaves nothing; one that is stopped leaves what it takes to go on.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from qhrtem.errors import PlanError, ResourceError
+from qhrtem.errors import PlanError
+from qhrtem.run import durable
+from qhrtem.run.durable import explained, is_temporary, write_atomic
+from qhrtem.run.lock import check_unclaimed
 
-PLAN, JOURNAL, STAGING = "plan.toml", "journal.jsonl", ".partial"
+PLAN, JOURNAL, STAGING, UNFINISHED = "plan.toml", "journal.jsonl", ".partial", "unfinished"
 RESULTS = (
     "columns.csv",
     "structure.cif",
@@ -40,9 +44,24 @@ class RunFolder:
         """The append-only record of the run."""
         return self.path / JOURNAL
 
+    @property
+    def plan(self) -> Path:
+        """The plan as resolved."""
+        return self.path / PLAN
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the arrays of an unfinished run are."""
+        return self.path / UNFINISHED
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end and all its results are in place."""
+        return not self.checkpoints.exists()
+
     def write_plan(self, text: str) -> None:
         """Write the resolved plan."""
-        write_atomic(self.path / PLAN, text)
+        write_atomic(self.plan, text)
 
     @contextmanager
     def publishing(self) -> Iterator[Path]:
@@ -54,20 +73,41 @@ class RunFolder:
         staging = self.path / STAGING
         shutil.rmtree(staging, ignore_errors=True)
         try:
-            with _explained(self.path):
+            with explained(self.path):
                 staging.mkdir()
                 yield staging
+                durable.sync_tree(staging)
                 self._remove(RESULTS)
                 for entry in sorted(staging.iterdir()):
-                    os.replace(entry, self.path / entry.name)
+                    durable.move(entry, self.path / entry.name)
+                durable.sync_folder(self.path)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
+    def close(self) -> None:
+        """Remove the checkpoints: the run is finished."""
+        with explained(self.path):
+            if self.checkpoints.exists():
+                # By one rename, so that a run never keeps a part of its checkpoints.
+                shutil.rmtree(self.path / STAGING, ignore_errors=True)
+                durable.move(self.checkpoints, self.path / STAGING)
+                durable.sync_folder(self.path)
+            shutil.rmtree(self.path / STAGING, ignore_errors=True)
+
     def discard(self) -> None:
         """Remove every file of the run, and its folder if nothing else is in it."""
-        self._remove((*RESULTS, PLAN, JOURNAL, STAGING))
+        self._clear()
         if self.path.is_dir() and not any(self.path.iterdir()):
             self.path.rmdir()
+
+    def _clear(self) -> None:
+        """Remove the run so that at no moment it looks like a finished one, or like one to be resumed."""
+        if any((self.path / name).exists() for name in (PLAN, JOURNAL, *RESULTS)):
+            self.checkpoints.mkdir(exist_ok=True)
+        self._remove((PLAN, JOURNAL, *RESULTS, STAGING, UNFINISHED))
+        for entry in self.path.iterdir():
+            if is_temporary(entry):
+                entry.unlink(missing_ok=True)
 
     def _remove(self, names: tuple[str, ...]) -> None:
         for name in names:
@@ -79,7 +119,10 @@ class RunFolder:
 
 
 def check_free(path: str | Path, force: bool = False) -> None:
-    """Raise PlanError where a run must not be written: a file, someone else's folder, a run unless forced."""
+    """Raise PlanError where a run must not be written.
+
+    That is a file, someone else's folder, a run unless forced, and a run that another process is writing.
+    """
     path = Path(path)
     if path.is_symlink() and not path.exists():
         raise PlanError(
@@ -87,11 +130,18 @@ def check_free(path: str | Path, force: bool = False) -> None:
         )
     if path.exists() and not path.is_dir():
         raise PlanError(f"{path}: the run folder must be a folder, but it is a file; choose another --out")
-    if not path.exists() or not any(path.iterdir()):
+    if not path.exists() or all(is_temporary(p) for p in path.iterdir()):
         return
-    ours = any((path / name).exists() for name in (PLAN, JOURNAL))
-    if not ours:
+    if not any((path / name).exists() for name in (PLAN, JOURNAL, UNFINISHED)):
         raise PlanError(f"{path}: the folder holds other files, not a run; choose another or an empty --out")
+    check_unclaimed(path / JOURNAL)
+    if not (path / PLAN).exists() and not RunFolder(path).finished:
+        return  # a run was being made or removed here when its process was stopped
+    if not force and not RunFolder(path).finished:
+        raise PlanError(
+            f"{path}: the folder holds an unfinished run; go on with `qhrtem resume {path}`, choose another "
+            "--out, or --force to replace it"
+        )
     if not force:
         raise PlanError(
             f"{path}: the folder already holds a run; choose another --out, or --force to replace it"
@@ -106,62 +156,30 @@ def create_run(path: str | Path, force: bool = False) -> RunFolder:
     path = Path(path)
     check_free(path, force)
     folder = RunFolder(path)
-    with _explained(path):
+    with explained(path):
         path.mkdir(parents=True, exist_ok=True)
-        folder._remove((*RESULTS, PLAN, JOURNAL, STAGING))
+        try:
+            folder._clear()
+            folder.checkpoints.mkdir()
+            durable.sync_folder(path)
+            durable.sync_folder(path.resolve().parent)
+        except OSError:
+            folder.discard()
+            raise
     return folder
 
 
 def open_run(path: str | Path) -> RunFolder:
-    """Return the folder of an earlier run; raises PlanError where there is none."""
+    """Return the folder of a finished run; raises PlanError where there is none or it has not ended."""
+    folder = find_run(path)
+    if not folder.finished:
+        raise PlanError(f"{path}: the run has not ended; go on with `qhrtem resume {path}`")
+    return folder
+
+
+def find_run(path: str | Path) -> RunFolder:
+    """Return the folder of a run, finished or not; raises PlanError where there is none."""
     path = Path(path)
     if not path.is_dir() or not any((path / name).exists() for name in (PLAN, "result.h5")):
         raise PlanError(f"{path}: is not a run folder; give the --out folder of an earlier `qhrtem fit`")
     return RunFolder(path)
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that at any moment, also after a power cut, it is wholly the old or the new one."""
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with _explained(path):
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable where the system lets a folder be synchronised."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn a refusal of the file system into a ResourceError with its remedy."""
-    remedies = {
-        errno.ENOSPC: "the disk is full; free some space",
-        errno.EDQUOT: "the disk quota is used up; free some space",
-        errno.EACCES: "no permission to write there; choose another --out",
-        errno.EPERM: "no permission to write there; choose another --out",
-        errno.EROFS: "the disk is read-only; choose another --out",
-        errno.ENOTDIR: "a part of the path is a file; choose another --out",
-        errno.EEXIST: "a part of the path is a file; choose another --out",
-    }
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in remedies:
-            raise
-        raise ResourceError(f"{path}: cannot be written, {remedies[error.errno]}") from error

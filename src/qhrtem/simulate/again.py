@@ -17,7 +17,7 @@ from qhrtem.grid import Grid, irfft2, rfft2
 from qhrtem.io.twin import read_twin
 from qhrtem.model.forward import MARGIN_A, Field, ForwardModel, make_field
 from qhrtem.model.microscope import PARAMETERS, Microscope, nominal
-from qhrtem.model.twin import Twin
+from qhrtem.model.twin import Fitted, Twin
 from qhrtem.physics.detector import half_frequencies
 from qhrtem.physics.potential import Species, Thermal
 from qhrtem.plan import MtfFormula, Plan, load_plan
@@ -112,6 +112,45 @@ def simulate_again(
     return Again(twin, plan, image, differences, px, facts)
 
 
+def fitted_image(fitted: Fitted) -> NDArray[np.float32]:
+    """Return the image of a fit, vacuum = 1 [row, col], from the model it ended with: the very same numbers.
+
+    The sums are those of the fit in their order; another processor or library may change the last digit.
+    """
+    model = ForwardModel(fitted.field, fitted.microscope.energy)
+    with torch.inference_mode():
+        image = model.image(fitted.columns, fitted.microscope) + torch.as_tensor(fitted.diffuse)
+    return np.asarray(fitted.field.crop(image).numpy().astype(np.float32))
+
+
+def reproduced(run: Path) -> Again:
+    """Return a run's image made again by the model the fit ended with, and the largest difference to it.
+
+    Raises `InputError` for a run without result or plan, or one of an older version, without its model.
+    """
+    twin = read_twin(run)
+    if twin.fitted is None:
+        raise InputError(
+            f"{run}: the result does not hold the model of the fit (it was written by an older version); fit "
+            "again, or give --engine to simulate its atoms anew"
+        )
+    image = fitted_image(twin.fitted)
+    where = twin.match.used & twin.match.crystal
+    differences = {
+        "from the run's image, at most": float(np.abs(image - twin.match.simulated).max()),
+        "from the measured image": _rms(image - twin.match.measured, where),
+    }
+    facts = {
+        "parameters": {
+            "run": {"value": str(run), "source": "command line"},
+            "engine": {"value": "the model of the fit", "source": "run"},
+            "pixel_size_A": {"value": twin.pixel_size_A, "source": "run"},
+        },
+        "difference_in_units_of_vacuum": differences,
+    }
+    return Again(twin, load_plan(run / "plan.toml"), image, differences, (0.0, 0.0), facts)
+
+
 def counts_of(again: Again, dose: float, seed: int) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """Return the image as counts, gain one, with shot noise at a dose (e/Å²), and its facts; 0 = no noise."""
     detector = Detector(dose * again.twin.pixel_size_A**2, 1.0, 0.0, 0.0)
@@ -130,10 +169,8 @@ def fitted_microscope(twin: Twin, plan: Plan) -> Microscope:
     tension = stated.get("high_tension_kV", plan.microscope.high_tension_kV)
     values = {"shift_x": 0.0, "shift_y": 0.0}
     for p in PARAMETERS:
-        unit = p.unit.replace("²", "2").replace("µ", "u")
-        name = f"{p.name}_{unit}" if unit else p.name
-        if name in stated and np.isfinite(stated[name]):
-            values[p.name] = stated[name] / p.factor
+        if np.isfinite(stated.get(p.key, np.nan)):
+            values[p.name] = stated[p.key] / p.factor
     # The claimed factors hold the Debye–Waller scale, the claimed places the mistilt.
     values |= {"b_scale": 1.0, "tilt_x": 0.0, "tilt_y": 0.0}
     base = nominal(1e3 * tension).with_values(**values)

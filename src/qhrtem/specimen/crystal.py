@@ -194,6 +194,20 @@ def _zone_basis(crystal: Crystal, zone: tuple[int, int, int]) -> NDArray[np.floa
     )
 
 
+def zone_frame(
+    crystal: Crystal, zone: tuple[int, int, int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return a lattice basis p, q, r (rows, Å) with r along the zone axis, and the unit axes x, y, z (rows).
+
+    x lies along the projection of p, z along the beam; both are cartesian as `Crystal.cell` is.
+    """
+    basis = _zone_basis(crystal, zone)
+    ez = basis[2] / np.linalg.norm(basis[2])
+    ex = basis[0] - (basis[0] @ ez) * ez
+    ex /= np.linalg.norm(ex)
+    return basis, np.array([ex, np.cross(ez, ex), ez])
+
+
 def project(crystal: Crystal, zone: tuple[int, int, int]) -> Projection:
     """Return the atomic columns of a crystal along a zone axis [u v w].
 
@@ -202,13 +216,9 @@ def project(crystal: Crystal, zone: tuple[int, int, int]) -> Projection:
     """
     if not any(zone):
         raise PlanError("zone_axis must not be [0, 0, 0]; give three integers such as [1, 1, 0]")
-    p, q, axis = _zone_basis(crystal, zone)
+    (p, q, axis), frame = zone_frame(crystal, zone)
+    ex, ey, ez = frame
     period = float(np.linalg.norm(axis))
-    ez = axis / period
-    ex = p - (p @ ez) * ez
-    ex /= np.linalg.norm(ex)
-    ey = np.cross(ez, ex)
-    frame = np.array([ex, ey, ez])
     vectors = np.array([[p @ ex, p @ ey], [q @ ex, q @ ey]])
     depth = (float(p @ ez), float(q @ ez))
     # Every atom of a block of cells, then reduced to one projected primitive cell.

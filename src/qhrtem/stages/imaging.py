@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from qhrtem.calibrate.area import unusable_area
 from qhrtem.calibrate.lattice import Lattice, amplitudes
 from qhrtem.errors import QualityError
 from qhrtem.model.micrograph import Micrograph
@@ -28,6 +30,7 @@ from qhrtem.stages.cell import RepeatedCell
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Evaluate = Callable[[int, Floats, Callable[[Floats], float]], float]  # trial number, vector, objective
 TILE_SIGMA_A = 3.0  # Gaussian window over which cells are averaged
 RESOLUTION_A = 0.85  # finest image spacing compared
 THICKEST_A = 130.0
@@ -67,7 +70,7 @@ def cell_averages(micrograph: Micrograph, lattice: Lattice, pixel: float) -> Cel
     reciprocal = np.linalg.inv(frame)  # cycles per pixel (row, col) for crystal g: g @ inv(frame).T
     sigma = TILE_SIGMA_A / pixel
     inside = ndimage.binary_erosion(
-        lattice.crystal & micrograph.valid, iterations=int(1.2 * sigma), border_value=1
+        lattice.crystal & ~unusable_area(micrograph.valid), iterations=int(1.2 * sigma), border_value=1
     )
     ny, nx = inside.shape
     step = 1.6 * sigma
@@ -129,7 +132,7 @@ class CellMatch:
     def __init__(
         self, averages: CellAverages, projection: Projection, frame: Floats, symmetry: Floats, energy: float
     ) -> None:
-        self.averages, self.projection = averages, projection
+        self.averages, self.projection, self.symmetry = averages, projection, symmetry
         self.frame = symmetry @ frame
         slices = int(THICKEST_A / projection.plane)
         self.cell = RepeatedCell(projection, self.frame, energy, slices)
@@ -242,30 +245,41 @@ def search(
     seed: int,
     budget: int,
     report: Callable[[int, float], None] = lambda trials, best: None,
+    evaluate: Evaluate = lambda number, vector, objective: objective(vector),
 ) -> Hypothesis:
     """Return the best lens of one orientation: focus scan, the optimiser `OPTIMISER`, least squares.
 
     The objective is χ² of the cell averages plus the prior, with derivatives where the optimiser wants them;
-    budget: evaluations, a Jacobian counting as `JACOBIAN_TRIALS`.
+    budget: evaluations, a Jacobian counting as `JACOBIAN_TRIALS`. evaluate: gives the value of a numbered
+    trial, by the objective or from memory; what else a trial wants is computed anew.
     """
+
+    def objective(vector: Floats) -> float:
+        residual, _ = cell_residual(match, microscope, vector, False)
+        return float(residual @ residual)
+
     scan = scan_focus(match, microscope)
     space = search_space(microscope, scan[0][1])
     optimiser = make(OPTIMISER, space, seed)
     start = np.array([microscope[n] for n in SEARCHED])
     for _, c1 in scan[:3]:
         start[0] = np.clip(c1, space.low[0], space.high[0])
-        residual, _ = cell_residual(match, microscope, start, False)
-        optimiser.add(start.copy(), float(residual @ residual))
+        optimiser.add(start.copy(), objective(start))
     trials = 0
     while trials < budget:
         asked = optimiser.ask()
         if not asked:
             break
         for trial in asked:
-            whole = trial.wants == "jacobian"
-            residual, jacobian = cell_residual(match, microscope, trial.vector, whole)
-            optimiser.tell(trial.id, float(residual @ residual), residual=residual, jacobian=jacobian)
-            trials += JACOBIAN_TRIALS if whole else 1
+            if trial.wants != "jacobian":
+                optimiser.tell(trial.id, evaluate(trial.id, trial.vector, objective))
+                trials += 1
+                continue
+            residual, jacobian = cell_residual(match, microscope, trial.vector, True)
+            square = float(residual @ residual)
+            value = evaluate(trial.id, trial.vector, partial(_known, square))
+            optimiser.tell(trial.id, value, residual=residual, jacobian=jacobian)
+            trials += JACOBIAN_TRIALS
         best = optimiser.best
         assert best is not None
         report(trials, match.best(with_searched(microscope, best.vector))[0])
@@ -275,6 +289,11 @@ def search(
     final = with_searched(microscope, vector)
     misfit, origin, thickness = match.best(final)
     return Hypothesis(match.frame, final, origin, thickness, misfit)
+
+
+def _known(value: float, vector: Floats) -> float:
+    """Return a value that needs no computing."""
+    return value
 
 
 def cell_residual(

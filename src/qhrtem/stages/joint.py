@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
 from qhrtem.model.microscope import PARAMETERS
+from qhrtem.stages.bordered import Bordered, Factor
 from qhrtem.stages.linearise import Quadratic, linearise, prior_cost, prior_normal
 from qhrtem.stages.objective import Bench, State
 
@@ -27,7 +29,13 @@ class Refined:
     state: State
     cost: float
     quadratic: Quadratic
-    covariance: Floats  # (P+T, P+T) in the units of the quadratic model
+    precision: Bordered  # (P+T, P+T) inverse covariance while the column ends are as they are
+    undecided: Floats | float = 0.0  # (P+T, P+T) what undecided column ends add to the covariance
+
+    @cached_property
+    def covariance(self) -> Floats:
+        """Covariance (P+T, P+T) of the continuous unknowns, in the units of the quadratic model."""
+        return np.asarray(linalg.inv(self.precision.dense()) + self.undecided)
 
 
 def total_cost(bench: Bench, state: State, imaging: list[int]) -> float:
@@ -69,15 +77,14 @@ def refine(
     cost = total_cost(bench, state, imaging)
     damping = 0.0
     quadratic = linearise(bench, state, imaging, positions, {})
-    covariance = np.zeros((0, 0))
     for _ in range(steps):
         prior, pull = prior_normal(state, quadratic, IDEAL_SIGMA_A, GROUP_SIGMA_A)
-        hessian = quadratic.matrix + prior
+        hessian = quadratic.matrix.plus(prior)
         gradient = quadratic.gradient + pull
         improved = False
         for _ in range(6):
-            damped = hessian + np.diag(damping * np.diag(hessian) + 1e-9)
-            step = linalg.solve(damped, gradient, assume_a="pos")
+            damped = hessian.plus_diagonal(damping * hessian.diagonal())
+            step = Factor(damped).solve(gradient)
             trial = apply_step(state, quadratic, step)
             trial_cost = total_cost(bench, trial, imaging)
             if trial_cost < cost:
@@ -93,5 +100,4 @@ def refine(
             break
         quadratic = linearise(bench, state, imaging, positions, {})
     prior, _ = prior_normal(state, quadratic, IDEAL_SIGMA_A, GROUP_SIGMA_A)
-    covariance = linalg.inv(quadratic.matrix + prior)
-    return Refined(state, cost, quadratic, covariance)
+    return Refined(state, cost, quadratic, quadratic.matrix.plus(prior))

@@ -1,6 +1,7 @@
 """The image as a quadratic model in everything at once: imaging parameters, positions, and whole-atom moves.
 
-Each column acts in its own window, so the normal matrix is assembled from overlapping windows alone.
+Each column acts in its own window, so the normal matrix is assembled from overlapping windows alone and is
+sparse but for the imaging parameters.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 
 from qhrtem.model.microscope import PARAMETERS
 from qhrtem.model.window import Move, Response, SiteChange, Tangent, WindowModel
 from qhrtem.specimen.columns import ColumnModel
+from qhrtem.stages.bordered import Bordered
 from qhrtem.stages.objective import Bench, State
 
 Floats = NDArray[np.float64]
@@ -42,7 +45,7 @@ class Quadratic:
     imaging: list[int]  # (P,) index into PARAMETERS
     tangents: list[tuple[int, int, int]]  # (T,) column, group, axis
     moves: list[EndMove]  # (M,)
-    matrix: Floats  # (P+T+M, P+T+M)
+    matrix: Bordered  # (P+T+M, P+T+M), the imaging parameters in its corner
     gradient: Floats  # (P+T+M,)
 
     @property
@@ -141,18 +144,17 @@ def _assemble(
     residual: NDArray[np.float32],
     tangents: int,
     moves: int,
-) -> tuple[Floats, Floats]:
+) -> tuple[Bordered, Floats]:
     p = len(jacobian)
-    size = p + tangents + moves
-    matrix = np.zeros((size, size))
-    gradient = np.zeros(size)
+    border = np.zeros((p, tangents + moves))
+    gradient = np.zeros(p + tangents + moves)
     flat = jacobian.reshape(p, weight.size)
-    matrix[:p, :p] = (flat * weight.ravel()) @ flat.T
+    corner = ((flat * weight.ravel()) @ flat.T).astype(np.float64)
     gradient[:p] = flat @ residual.ravel()
     rows, cols = weight.shape
     placed = []
     for code, response in blocks:
-        index = np.where(code >= 0, p + code, p + tangents - 1 - code)
+        index = np.where(code >= 0, code, tangents - 1 - code)
         n = response.change.shape[-1]
         r, c = np.arange(response.row, response.row + n), np.arange(response.col, response.col + n)
         r_in, c_in = np.flatnonzero((r >= 0) & (r < rows)), np.flatnonzero((c >= 0) & (c < cols))
@@ -162,63 +164,85 @@ def _assemble(
         r0, c0 = response.row + r_in[0], response.col + c_in[0]
         area = (slice(r0, r0 + len(r_in)), slice(c0, c0 + len(c_in)))
         weighted = change * weight[area]
-        gradient[index] = change.reshape(len(index), -1) @ residual[area].ravel()
+        gradient[p + index] = change.reshape(len(index), -1) @ residual[area].ravel()
         if p:
-            cross = weighted.reshape(len(index), -1) @ jacobian[(slice(None), *area)].reshape(p, -1).T
-            matrix[index, :p] = cross
-            matrix[:p, index] = cross.T
-        placed.append((index, r0, c0, change, weighted))
-    placed.sort(key=lambda b: b[1])
-    for a, (ia, ra, ca, _, wa) in enumerate(placed):
-        na, ma = wa.shape[1:]
-        for ib, rb, cb, changed, _ in placed[a:]:
-            if rb >= ra + na:
+            border[:, index] = (
+                weighted.reshape(len(index), -1) @ jacobian[(slice(None), *area)].reshape(p, -1).T
+            ).T
+        placed.append(_Placed(index, r0, c0, change, weighted))
+    return Bordered(corner, border, _overlaps(placed, tangents + moves)), gradient
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """The image changes by one column where the image has them."""
+
+    index: NDArray[np.int64]  # (K,) unknowns, counted without the imaging parameters
+    row: int
+    col: int
+    change: NDArray[np.float32]  # (K, rows, cols)
+    weighted: NDArray[np.float32]  # the same over the variance
+
+
+def _overlaps(placed: list[_Placed], size: int) -> sparse.csc_array:
+    """Return the normal matrix (size, size) of columns whose windows overlap."""
+    placed = sorted(placed, key=lambda b: b.row)
+    parts: list[tuple[NDArray[np.int64], NDArray[np.int64], Floats]] = []
+    for n, a in enumerate(placed):
+        rows, cols = a.change.shape[1:]
+        for b in placed[n:]:
+            if b.row >= a.row + rows:
                 break
-            nb, mb = changed.shape[1:]
-            r0, r1, c0, c1 = max(ra, rb), min(ra + na, rb + nb), max(ca, cb), min(ca + ma, cb + mb)
+            r0, c0 = max(a.row, b.row), max(a.col, b.col)
+            r1 = min(a.row + rows, b.row + b.change.shape[1])
+            c1 = min(a.col + cols, b.col + b.change.shape[2])
             if r1 <= r0 or c1 <= c0:
                 continue
-            left = wa[:, r0 - ra : r1 - ra, c0 - ca : c1 - ca].reshape(len(ia), -1)
-            right = changed[:, r0 - rb : r1 - rb, c0 - cb : c1 - cb].reshape(len(ib), -1)
-            product = left @ right.T
-            matrix[np.ix_(ia, ib)] = product
-            matrix[np.ix_(ib, ia)] = product.T
-    return matrix, gradient
+            left = a.weighted[:, r0 - a.row : r1 - a.row, c0 - a.col : c1 - a.col].reshape(len(a.index), -1)
+            right = b.change[:, r0 - b.row : r1 - b.row, c0 - b.col : c1 - b.col].reshape(len(b.index), -1)
+            product = (left @ right.T).astype(np.float64)
+            i, j = np.meshgrid(a.index, b.index, indexing="ij")
+            parts.append((i.ravel(), j.ravel(), product.ravel()))
+            if a is not b:
+                parts.append((j.ravel(), i.ravel(), product.ravel()))
+    if not parts:
+        return sparse.csc_array((size, size))
+    i, j, value = (np.concatenate(part) for part in zip(*parts, strict=True))
+    matrix = sparse.csc_array((value, (i, j)), shape=(size, size))
+    return sparse.csc_array((matrix + matrix.T) / 2)
 
 
 def prior_normal(
     state: State, quadratic: Quadratic, ideal_sigma: float, group_sigma: float
-) -> tuple[Floats, Floats]:
-    """Return the diagonal prior precision and its gradient for the continuous unknowns of a quadratic model.
+) -> tuple[Bordered, Floats]:
+    """Return the prior precision and its gradient for the continuous unknowns of a quadratic model.
 
     ideal_sigma: Å, how far columns may stand from the ideal lattice; group_sigma: Å, how far a lighter
     element of a column may shift against its heaviest, beyond the crystal's own offset.
     """
     p, t = len(quadratic.imaging), len(quadratic.tangents)
-    precision, gradient = np.zeros((p + t, p + t)), np.zeros(p + t)
-    m = state.microscope
-    for a, i in enumerate(quadratic.imaging):
-        step = PARAMETERS[i].step
-        w = (step / m.sigma[i]) ** 2
-        precision[a, a] = w
-        gradient[a] = w * (m.mean[i] - m.values[i]) / step
-    place = {key: p + n for n, key in enumerate(quadratic.tangents)}
-    shift = state.columns.shift
+    m, shift = state.microscope, state.columns.shift
+    gradient = np.zeros(p + t)
+    step = np.array([PARAMETERS[i].step for i in quadratic.imaging])
+    width = step / m.sigma[quadratic.imaging] if p else np.zeros(0)
+    gradient[:p] = width**2 * (m.mean - m.values)[quadratic.imaging] / step if p else 0.0
+    place = {key: n for n, key in enumerate(quadratic.tangents)}
+    entries: list[tuple[int, int, float]] = []
     for (c, group, axis), a in place.items():
         if group == 0 or (c, 0, axis) not in place:
             w = 1 / ideal_sigma**2
-            precision[a, a] += w
-            gradient[a] -= w * shift[c, group, axis]
+            entries.append((a, a, w))
+            gradient[p + a] -= w * shift[c, group, axis]
         else:
             b = place[c, 0, axis]
             w = 1 / group_sigma**2
             difference = shift[c, group, axis] - shift[c, 0, axis]
-            precision[[a, b], [a, b]] += w
-            precision[a, b] -= w
-            precision[b, a] -= w
-            gradient[a] -= w * difference
-            gradient[b] += w * difference
-    return precision, gradient
+            entries += [(a, a, w), (b, b, w), (a, b, -w), (b, a, -w)]
+            gradient[p + a] -= w * difference
+            gradient[p + b] += w * difference
+    i, j, value = (np.array(part) for part in zip(*entries, strict=True)) if entries else (np.zeros(0),) * 3
+    local = sparse.csc_array((value, (i.astype(np.int64), j.astype(np.int64))), shape=(t, t))
+    return Bordered(np.diag(width**2), np.zeros((p, t)), local), gradient
 
 
 def prior_cost(state: State, imaging: list[int], ideal_sigma: float, group_sigma: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import numpy as np
@@ -14,17 +14,22 @@ from scipy import ndimage
 from qhrtem.calibrate.lattice import Lattice
 from qhrtem.model.micrograph import Micrograph
 from qhrtem.model.microscope import INDEX, PARAMETERS, Microscope
-from qhrtem.model.twin import Atoms, ColumnTable, Estimate, Gate, Match, Step, Twin
+from qhrtem.model.twin import Atoms, ColumnTable, Estimate, Fitted, Gate, Match, Step, Twin
 from qhrtem.plan import Plan
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.specimen.crystal import atomic_number, shortest_distance
 from qhrtem.specimen.rules import MinimumDistance, NeighbourStep, SurfaceEnergy
-from qhrtem.stages.counts import CountRound, Descent, Profile
+from qhrtem.stages.counts import CountRound
+from qhrtem.stages.covariance import imaging_errors, position_errors
+from qhrtem.stages.descent import Descent
 from qhrtem.stages.joint import Refined
+from qhrtem.stages.move_model import MoveModel
 from qhrtem.stages.objective import Bench, State
+from qhrtem.stages.posterior import Marginals, sample
 from qhrtem.stages.start import Start
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 CORRELATION_A = 0.4  # scale on which a wrong model shows and shot noise does not: about the width of a column
 
 
@@ -57,8 +62,10 @@ def make_twin(
     image = bench.image(state)
     match = _match(bench, image, lattice)
     inflation = model_error(match, lattice.pixel_size_A)
-    sigma = position_sigma(state, evidence, np.sqrt(inflation))
-    probability = count_probability(state.columns, evidence, inflation)
+    marginals = undecided(state.columns, evidence, inflation, plan.run.seed)
+    probability = count_probability(state.columns, evidence, marginals, inflation)
+    evidence = replace(evidence, refined=with_undecided(evidence.refined, marginals, inflation))
+    sigma = position_sigma(state, evidence.refined, start, keep, np.sqrt(inflation))
     table = _table(state, start, keep, sigma, probability)
     chi2 = _chi2(match, match.crystal)
     vacuum = _chi2(match, ~match.crystal)
@@ -82,7 +89,18 @@ def make_twin(
             _coherence_note(bench, state),
         ),
         provenance=_provenance(plan, micrograph),
+        position_errors=position_errors(
+            evidence.refined, state.columns, keep, np.sqrt(inflation), start.field.reference_z
+        ),
+        imaging_errors=imaging_errors(evidence.refined, np.sqrt(inflation)),
+        fitted=_fitted(bench, state, keep),
     )
+
+
+def _fitted(bench: Bench, state: State, keep: NDArray[np.int64]) -> Fitted:
+    field = bench.model.field
+    diffuse = torch.as_tensor(state.diffuse, dtype=torch.float32).expand(field.image_grid.shape)
+    return Fitted(state.columns, keep, state.microscope, field, diffuse.cpu().numpy().copy())
 
 
 def _coherence_note(bench: Bench, state: State) -> str:
@@ -135,45 +153,80 @@ def model_error(match: Match, pixel: float) -> float:
     return max(1.0, float((smooth[inside] ** 2).mean() / expected))
 
 
-def position_sigma(state: State, evidence: Evidence, inflation: float) -> Floats:
-    """Return one standard deviation (C, G, 2) y, x in Å of the element groups; nan where not refined."""
-    out = np.full(state.columns.shift.shape, np.nan)
-    q = evidence.refined.quadratic
-    sd = np.sqrt(np.diag(evidence.refined.covariance))[len(q.imaging) :] * inflation
-    for (c, group, axis), s in zip(q.tangents, sd, strict=True):
-        out[c, group, axis] = s
+def position_sigma(state: State, refined: Refined, start: Start, keep: Ints, inflation: float) -> Floats:
+    """Return one standard deviation (C, G, 2) y, x in Å of the element groups; nan where not refined.
+
+    Of the mean position of each group in the frame of the image, a rigid shift of the whole specimen apart:
+    the mistilt moves what lies deeper or higher than the specimen's mean depth.
+    """
+    columns, q = state.columns, refined.quadratic
+    p = len(q.imaging)
+    out = np.full(columns.shift.shape, np.nan)
+    variance = np.diag(refined.covariance)[p:].copy()
+    depth = group_depth(columns)[1]
+    mean = np.nanmean(depth[keep])
+    c, group, axis = np.array(q.tangents, dtype=np.int64).reshape(-1, 3).T
+    for name, which in (("tilt_y", 0), ("tilt_x", 1)):
+        if INDEX[name] in q.imaging:
+            t = q.imaging.index(INDEX[name])
+            arm = np.where(axis == which, (depth[c, group] - mean) * PARAMETERS[INDEX[name]].step, 0.0)
+            # The refined coordinate and the slide down a tilted column err together.
+            variance += arm**2 * refined.covariance[t, t] + 2 * arm * refined.covariance[p:, t]
+    out[c, group, axis] = np.sqrt(np.maximum(variance, 0)) * inflation
     return out
 
 
-def count_probability(columns: ColumnModel, evidence: Evidence, inflation: float) -> Floats:
+def group_depth(columns: ColumnModel) -> tuple[Floats, Floats]:
+    """Return the number of atoms (C, G) of each element group of each column and their mean depth, Å."""
+    atoms = columns.atoms()
+    number, depth = np.zeros(columns.shift.shape[:2]), np.zeros(columns.shift.shape[:2])
+    np.add.at(number, (atoms.column, atoms.group), 1)
+    np.add.at(depth, (atoms.column, atoms.group), atoms.z)
+    with np.errstate(invalid="ignore"):
+        return number, np.where(number > 0, depth / number, np.nan)
+
+
+def undecided(columns: ColumnModel, evidence: Evidence, inflation: float, seed: int) -> Marginals:
+    """Return the posterior of the column ends around the fitted ones, costs divided by the model error."""
+    # The model describes moves away from the columns before the last round.
+    descent = Descent(
+        evidence.refined.state.columns, evidence.final.model, evidence.surface, evidence.support
+    )
+    descent.adopt(_chosen(columns, evidence.final.model))
+    return sample(descent, inflation, np.random.default_rng([seed, 4]))
+
+
+def with_undecided(refined: Refined, marginals: Marginals, inflation: float) -> Refined:
+    """Return the refinement with what undecided ends add to its covariance, which is later inflated."""
+    return replace(refined, undecided=marginals.continuous / inflation)
+
+
+def count_probability(
+    columns: ColumnModel, evidence: Evidence, marginals: Marginals, inflation: float
+) -> Floats:
     """Return the probability (C,) that the counts of each column are exact.
 
-    From the exact changes by moving both ends of the column, with everything continuous re-optimised and the
-    other columns as found, times the probability that the whole specimen is not a period thicker or thinner;
-    costs are divided by the model error.
+    The share of the posterior over column ends that has these counts, times the probability that the whole
+    specimen is not a period thicker or thinner.
     """
     model = evidence.final.model
-    before = evidence.refined.state.columns  # the model describes moves away from these
-    descent = Descent(before, model, evidence.surface, evidence.support)
-    chosen = [_chosen(columns, model, n) for n in range(len(model.options))]
-    for n, option in enumerate(chosen):
-        descent.choose(n, option)
+    chosen = _chosen(columns, model)
     out = np.full(len(columns), np.nan)
     for n, o in enumerate(model.options):
-        cost = descent.local_cost(n) / inflation
-        weight = np.exp(-0.5 * (cost - cost.min()))
         ends = zip(o.first, o.last, strict=True)
-        counts = [_content(before, o.column, int(first), int(last)) for first, last in ends]
+        counts = [_content(columns, o.column, int(first), int(last)) for first, last in ends]
         same = np.array([c == counts[chosen[n]] for c in counts])
-        out[o.column] = float(weight[same].sum() / weight.sum())
+        out[o.column] = min(float(marginals.probability[n][same].sum()), 1.0)
     return out / (1 + sum(np.exp(-0.5 * b / inflation) for b in evidence.behind))
 
 
-def _chosen(columns: ColumnModel, model: Profile, n: int) -> int:
-    """Option that leads to the ends a column has now."""
-    o = model.options[n]
-    match = np.flatnonzero((o.first == columns.first[o.column]) & (o.last == columns.last[o.column]))
-    return int(match[0]) if len(match) else 0
+def _chosen(columns: ColumnModel, model: MoveModel) -> Ints:
+    """Return the option of each column of the model that leads to the ends it has now."""
+    out = np.zeros(len(model.options), dtype=np.int64)
+    for n, o in enumerate(model.options):
+        match = np.flatnonzero((o.first == columns.first[o.column]) & (o.last == columns.last[o.column]))
+        out[n] = match[0] if len(match) else 0
+    return out
 
 
 def _content(columns: ColumnModel, c: int, first: int, last: int) -> tuple[int, ...]:
@@ -193,16 +246,11 @@ def _table(
     state: State, start: Start, keep: NDArray[np.int64], sigma: Floats, probability: Floats
 ) -> ColumnTable:
     columns, field = state.columns, start.field
-    atoms = columns.atoms()
     elements = columns.projection.elements
     groups = columns.group_position()
-    # Mean depth of each element group of each column.
-    size = (len(columns), columns.shift.shape[1])
-    number, depth = np.zeros(size), np.zeros(size)
-    np.add.at(number, (atoms.column, atoms.group), 1)
-    np.add.at(depth, (atoms.column, atoms.group), atoms.z)
-    depth = depth / np.maximum(number, 1)
-    true = groups + np.stack([_slide(state, start, depth[:, g]) for g in range(size[1])], axis=1)
+    number, depth = group_depth(columns)
+    slides = [_slide(state, start, depth[:, g]) for g in range(number.shape[1])]
+    true = groups + np.stack(slides, axis=1)
     true[number == 0] = np.nan
     heaviest = np.where(number[:, 0] > 0, 0, np.argmax(number > 0, axis=1))
     c = np.arange(len(columns))

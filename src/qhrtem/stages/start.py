@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from qhrtem.calibrate.finder import present_columns
+from qhrtem.calibrate.intensity import SQUARE, planned_pitch
 from qhrtem.calibrate.lattice import Lattice
+from qhrtem.errors import InputError
 from qhrtem.model.forward import MARGIN_A, Field, make_field
-from qhrtem.model.micrograph import Micrograph
+from qhrtem.model.micrograph import Micrograph, RawImage
 from qhrtem.model.microscope import INDEX, Microscope, nominal
 from qhrtem.plan import MtfFormula, Plan
 from qhrtem.specimen.columns import ColumnModel, lattice_columns
@@ -30,6 +33,20 @@ class Start:
     columns: ColumnModel
     microscope: Microscope
     eligible: NDArray[np.bool_]  # (C,) columns that the image shows
+
+
+def stated_pixel(plan: Plan, raw: RawImage) -> tuple[float, float] | None:
+    """Return the (row, col) pixel pitch in Å that the plan or else the file states, None where neither does.
+
+    Raises InputError where a fit cannot use the pixels: the lens is simulated on square ones.
+    """
+    stated = planned_pitch(plan.image, raw)
+    if stated is not None and abs(stated[0] / stated[1] - 1) > SQUARE:
+        raise InputError(
+            f"{raw.path}: pixels must be square for a fit, the file states {stated[0]:g} × {stated[1]:g} Å; "
+            "resample the image first"
+        )
+    return stated
 
 
 def planned_microscope(plan: Plan, scale_sigma: float) -> Microscope:
@@ -97,7 +114,15 @@ def start_field(
     columns = lattice_columns(projection, origin, hypothesis.frame, (low[0], low[1], high[0], high[1]))
     detector = field.to_detector(columns.anchor)
     inside = np.clip(np.round(detector).astype(int), 0, np.array([ny - 1, nx - 1]))
-    crystal = lattice.crystal[inside[:, 0], inside[:, 1]]
+    crystal = present_columns(
+        micrograph.intensity,
+        micrograph.valid,
+        detector,
+        columns.kind,
+        lattice.crystal,
+        pixel,
+        float(np.sqrt(micrograph.variance(np.ones(1))[0])),
+    )
     thickness = thickness_at(np.clip(detector, 0, np.array([ny - 1, nx - 1])), averages, hypothesis, plane)
     filled = columns.filled(MID_PLANE_A - thickness / 2, MID_PLANE_A + thickness / 2)
     last = np.where(crystal, filled.last, filled.first - 1)

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.specimen.rules import Neighbours
-from qhrtem.stages.counts import profile
 from qhrtem.stages.joint import apply_step, total_cost
 from qhrtem.stages.linearise import EndMove, linearise
+from qhrtem.stages.move_model import profile
 from qhrtem.stages.objective import Bench, State
 
 Floats = NDArray[np.float64]
@@ -75,12 +75,12 @@ def outline_round(
         return state, 0
     quadratic = linearise(bench, state, imaging, positions, moves)
     model = profile(state, quadratic)
-    chosen = _greedy(model.h, model.g)
+    chosen = _greedy(model.h, model.dense())
     before = total_cost(bench, state, imaging)
     while chosen:
         picked = np.zeros(len(model.h))
         picked[chosen] = 1
-        trial = apply_step(state, quadratic, model.offset - model.follow @ picked)
+        trial = apply_step(state, quadratic, model.step(picked))
         last = trial.columns.last.copy()
         for m in chosen:
             last[quadratic.moves[m].column] += quadratic.moves[m].sites

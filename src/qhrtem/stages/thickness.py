@@ -51,9 +51,11 @@ def explore(
     trial = shifted(state, periods)
     trial = refine(bench, trial, imaging, [], 3).state
     cost = np.inf
+    moving = trial.occupied()
     for _ in range(3):
         columns = trial.occupied()
-        trial = count_round(bench, trial, imaging, columns, columns, surface, support, rejected).state
+        done = count_round(bench, trial, imaging, columns, moving, surface, support, rejected)
+        trial, moving = done.state, sorted(done.undecided)
         before, cost = cost, basin_cost(bench, trial, imaging, surface)
         if cost > target + HOPELESS or before - cost < LEAST_CHI2_GAIN:
             break

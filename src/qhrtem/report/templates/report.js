@@ -69,6 +69,66 @@
     }
   }
 
+  // The three-dimensional model: x to the right, y up (rows run down), the beam into the screen at first.
+  const model = (() => {
+    const box = document.getElementById("model");
+    const a = data.atoms;
+    const nothing = { mark: () => {}, ready: false };
+    const missing = (text) => { box.classList.add("missing"); box.textContent = text; return nothing; };
+    let viewer = null;
+    const dark = window.matchMedia("(prefers-color-scheme: dark)");
+    const ground = () => (dark.matches ? "#1e2227" : "#ffffff");
+    try {
+      viewer = $3Dmol.createViewer(box, { backgroundColor: ground(), antialias: true, disableFog: true });
+    } catch (error) {
+      return missing("This browser shows no three-dimensional graphics; the atoms are in structure.cif.");
+    }
+    if (!viewer) return missing("This browser shows no three-dimensional graphics; the atoms are in structure.cif.");
+    const palette = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#999999"];
+    const atoms = a.column.map((column, i) => ({
+      elem: "C", serial: i, index: i, x: a.x[i], y: -a.y[i], z: -a.z[i], bonds: [], bondOrder: [],
+      properties: { kind: a.element[i], column },
+    }));
+    const shape = viewer.addModel();
+    shape.addAtoms(atoms);
+    data.elements.forEach((name, k) => {
+      shape.setStyle({ properties: { kind: k } }, { sphere: { radius: data.radii[k], color: palette[k % 8] } });
+    });
+    const legend = document.getElementById("legend");
+    data.elements.forEach((name, k) => {
+      const dot = document.createElement("i");
+      dot.style.background = palette[k % 8];
+      legend.append(dot, name);
+    });
+    let marker = null;
+    const mark = (i) => {
+      if (marker) viewer.removeShape(marker);
+      const c = data.columns[i];
+      const x = c.col * data.pixel, y = -c.row * data.pixel;
+      const top = c.top === null ? 0 : c.top, bottom = c.bottom === null ? 0 : c.bottom;
+      marker = viewer.addCylinder({
+        // A needle that sticks out on both sides, so that it is also seen inside the specimen.
+        start: { x, y, z: -(top - 9) }, end: { x, y, z: -(bottom + 9) }, radius: 0.45, color: "#e3410b",
+        fromCap: 2, toCap: 2,
+      });
+      viewer.render();
+    };
+    viewer.setClickable({}, true, (atom) => choose(atom.properties.column));
+    // Testing every atom at each movement is too slow for large models; those react to a click.
+    if (atoms.length <= 6000) {
+      viewer.setHoverDuration(80);
+      viewer.setHoverable({}, true, (atom) => choose(atom.properties.column), () => {});
+    }
+    viewer.zoomTo();
+    viewer.rotate(-55, "x");
+    viewer.rotate(-20, "y");
+    viewer.render();
+    dark.addEventListener("change", () => { viewer.setBackgroundColor(ground()); viewer.render(); });
+    window.addEventListener("resize", () => viewer.resize());
+    box.dataset.atoms = String(atoms.length);
+    return { mark, ready: true, viewer };
+  })();
+
   let chosen = -1;
   function choose(i) {
     if (i < 0 || i === chosen) return;
@@ -76,6 +136,7 @@
     chosen = i;
     circles[i].classList.add("chosen");
     circles[i].setAttribute("visibility", "visible");
+    model.mark(i);
     const c = data.columns[i];
     const lines = [["Column", `${c.id} (${c.kind})`]];
     data.elements.forEach((name, k) => { if (c.n[k] > 0) lines.push([`${name} atoms`, String(c.n[k])]); });
@@ -84,6 +145,7 @@
       ["Row, column", `${minus(c.row)}, ${minus(c.col)} px`],
       ["Standard deviation", `${known(c.sigma[0], "")}, ${known(c.sigma[1], "")} pm`],
       ["Displacement x, y", `${known(c.shift[0], "")}, ${known(c.shift[1], "")} pm`],
+      ["Residual here", c.chi2 === null ? "not measured" : `\u03c7\u00b2 = ${c.chi2}`],
       ["First, last atom", `${known(c.top, "")}, ${known(c.bottom, "")} \u00c5`],
       ["In the fitted region", c.inside ? "yes" : "no: not measured"]);
     readout.replaceChildren(...lines.flatMap(([name, value]) => {

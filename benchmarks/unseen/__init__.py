@@ -1,0 +1,1 @@
+"""Phantoms of many crystals by another simulator, fitted without knowledge of their answers."""

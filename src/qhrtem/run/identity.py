@@ -1,0 +1,147 @@
+"""Identity: everything that the result of a run depends on, and in what two of them differ."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+import qhrtem
+from qhrtem.errors import InputError
+from qhrtem.plan import MtfTable, Plan, dump_plan
+
+LIBRARIES = ("botorch", "gpytorch", "numpy", "scipy", "scikit-image", "torch")
+PATHS = {"image": "path", "structure": "path"}  # in a plan; the files count, not where they lie
+CLOCK = ("seconds",)  # fields of a result that tell the time and nothing else
+WORDS = ("notes", "provenance")  # fields of a result made of words, which may name files
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What was asked, of which files, by which program."""
+
+    plan: str  # TOML
+    inputs: dict[str, str]  # SHA-256 by role: image, structure, mtf
+    versions: dict[str, str]  # of the program, its source, Python and the libraries
+
+    @classmethod
+    def of(cls, plan: Plan) -> Self:
+        """Return the identity of a run of this plan with the files as they are now.
+
+        Raises InputError where a file cannot be read.
+        """
+        files = {"image": plan.image.path, "structure": plan.structure.path}
+        if isinstance(plan.image.mtf, MtfTable):
+            files["mtf"] = plan.image.mtf.path
+        return cls(dump_plan(plan), {k: file_digest(p) for k, p in files.items()}, versions())
+
+    def record(self) -> dict[str, Any]:
+        """Return the identity as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """Return the identity that `record` wrote."""
+        return cls(record["plan"], dict(record["inputs"]), dict(record["versions"]))
+
+    def differences(self, now: Identity) -> list[str]:
+        """Return in what another identity differs from this one, one clause each: what, before → now."""
+        out = list(_plan_differences(self.plan, now.plan))
+        for what, before, after in _changes(self.inputs, now.inputs):
+            out.append(f"{what} file (SHA-256): {_short(before)} → {_short(after)}")
+        out += [f"{k}: {b} → {a}" for k, b, a in _changes(self.versions, now.versions)]
+        return out
+
+    def same_question(self, other: Identity) -> bool:
+        """Return whether plan and files agree, whatever the program."""
+        return not list(_plan_differences(self.plan, other.plan)) and self.inputs == other.inputs
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file; raises InputError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything that computes, and a digest of this program's source."""
+    out = {"qhrtem": version("qhrtem"), "source": source_digest(), "python": platform.python_version()}
+    return out | {name: version(name) for name in LIBRARIES}
+
+
+def source_digest() -> str:
+    """Return a short digest of the program's own modules, which tells edited code from released."""
+    root = Path(qhrtem.__file__).parent
+    whole = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        whole.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return whole.hexdigest()[:12]
+
+
+def result_hash(result: Any) -> str:
+    """Return the SHA-256 of all that a result claims: its numbers and names, but for clocks and notes."""
+    whole = hashlib.sha256()
+    for piece in _pieces(result):
+        whole.update(b"%d:" % len(piece) + piece)
+    return whole.hexdigest()
+
+
+def _pieces(value: Any) -> Iterator[bytes]:
+    if is_dataclass(value) and not isinstance(value, type):
+        for f in fields(value):
+            if f.name not in CLOCK + WORDS:
+                yield f.name.encode()
+                yield from _pieces(getattr(value, f.name))
+    elif isinstance(value, np.ndarray):
+        yield f"{value.dtype.str}{value.shape}".encode()
+        yield np.ascontiguousarray(value).tobytes()
+    elif isinstance(value, Mapping):
+        for key in sorted(value):
+            yield str(key).encode()
+            yield from _pieces(value[key])
+    elif isinstance(value, (tuple, list)):
+        yield b"%d items" % len(value)
+        for item in value:
+            yield from _pieces(item)
+    elif isinstance(value, (float, np.floating)):
+        yield float(value).hex().encode()
+    else:
+        yield repr(value).encode()
+
+
+def _plan_differences(before: str, after: str) -> Iterator[str]:
+    old, new = (_keys(tomllib.loads(text)) for text in (before, after))
+    for key, a, b in _changes(old, new):
+        yield f"plan {key}: {a} → {b}"
+
+
+def _keys(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return the values of a plan by '[table] key'; `[simulate]` says nothing to a fit."""
+    out = {}
+    for name, table in tables.items():
+        for key, value in table.items():
+            is_file = PATHS.get(name) == key or (key == "mtf" and isinstance(value, str))
+            if name != "simulate" and not is_file:
+                out[f"[{name}] {key}"] = str(value)
+    return out
+
+
+def _changes(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    for key in [*before, *(k for k in after if k not in before)]:
+        a, b = before.get(key, "not given"), after.get(key, "not given")
+        if a != b:
+            yield key, a, b
+
+
+def _short(digest: str) -> str:
+    return digest[:12] if len(digest) == 64 else digest

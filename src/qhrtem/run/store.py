@@ -1,0 +1,157 @@
+"""Store: the memory of a run, as records in its journal and arrays in its folder.
+
+An array is a file named by the SHA-256 of its content; it is written once and never changed. A part of the
+fit is finished once the record that names its arrays is in the journal. An array that is missing or does not
+match its name makes its part unfinished again, and the part is computed anew from those before it. Where that
+gives the same arrays, all later parts stay valid; otherwise they are dropped too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qhrtem.errors import InputError
+from qhrtem.run import durable
+from qhrtem.run.journal import Journal
+from qhrtem.stages.checkpoint import Snapshot
+
+Floats = NDArray[np.float64]
+SUFFIX = ".npy"
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint is damaged and its part will be computed anew."""
+
+
+class Store:
+    """Keeps finished parts and trials in a run; see `qhrtem.stages.checkpoint.Memory`."""
+
+    def __init__(self, folder: Path, journal: Journal) -> None:
+        """folder: of the arrays; the records that the journal was opened with say what is finished.
+
+        Warns (CheckpointWarning) for each part whose arrays are damaged.
+        """
+        self._folder, self._journal = folder, journal
+        self._records: dict[str, dict[str, Any]] = {}  # by part, in the order they were finished
+        self._asked: dict[tuple[str, int], list[float]] = {}
+        self._told: dict[tuple[str, int], float] = {}
+        for record in journal.records:
+            self._learn(record)
+        self.damaged = {n for n, r in self._records.items() if not self._sound(n, r)}
+
+    @property
+    def finished(self) -> list[str]:
+        """Names of the parts that will not be computed again, in order."""
+        return [n for n in self._records if n not in self.damaged]
+
+    def steps(self) -> list[list[Any]]:
+        """Return the history that the finished parts hold, as `stages.checkpoint` writes it."""
+        return [step for name in self.finished for step in self._records[name]["facts"]["steps"]]
+
+    def recall(self, part: str) -> Snapshot | None:
+        """Return what a part left behind, None where it is not finished or its arrays are damaged."""
+        if part not in self._records or part in self.damaged:
+            return None
+        record = self._records[part]
+        return Snapshot(record["facts"], {k: self._read(v) for k, v in record["arrays"].items()})
+
+    def keep(self, part: str, snapshot: Snapshot) -> None:
+        """Put a finished part on the disk; raises ResourceError where the disk refuses."""
+        arrays = {name: self._write(array) for name, array in snapshot.arrays.items()}
+        before = self._records.get(part)
+        self.damaged.discard(part)  # its arrays, if they are the same as before, are whole again
+        if before is not None:
+            if (before["arrays"], _timeless(before["facts"])) == (arrays, _timeless(snapshot.facts)):
+                return  # all that was built on it holds
+            warnings.warn(
+                f"'{part}' came out otherwise than before; what was computed after it is computed anew",
+                CheckpointWarning,
+                stacklevel=2,
+            )
+        record = {"event": "part", "part": part, "facts": snapshot.facts, "arrays": arrays}
+        self._journal.append(record)
+        self._learn(record)
+
+    def trial(self, part: str, number: int, vector: Floats, evaluate: Callable[[Floats], float]) -> float:
+        """Return the value of a trial, from the journal where it holds one for the same vector."""
+        key, numbers = (part, number), [float(v) for v in vector]
+        if self._asked.get(key) == numbers and key in self._told:
+            return self._told[key]
+        ask = {"event": "ask", "part": part, "trial": number, "vector": numbers}
+        if self._asked.get(key) != numbers:
+            self._journal.append(ask, sync=False)
+            self._learn(ask)
+        begin = time.monotonic()
+        value = float(evaluate(vector))
+        tell = {
+            "event": "tell",
+            "part": part,
+            "trial": number,
+            "value": value if math.isfinite(value) else str(value),
+            "seconds": round(time.monotonic() - begin, 4),
+        }
+        self._journal.append(tell)
+        self._learn(tell)
+        return value
+
+    def _learn(self, record: dict[str, Any]) -> None:
+        event = record.get("event")
+        if event == "part":
+            names = list(self._records)
+            if record["part"] in names:  # a second record replaces the first and all that followed it
+                for name in names[names.index(record["part"]) :]:
+                    del self._records[name]
+            self._records[record["part"]] = record
+        elif event == "ask":
+            key = (record["part"], record["trial"])
+            self._asked[key] = record["vector"]
+            self._told.pop(key, None)
+        elif event == "tell":
+            self._told[record["part"], record["trial"]] = float(record["value"])
+
+    def _sound(self, name: str, record: dict[str, Any]) -> bool:
+        for array in record["arrays"].values():
+            try:
+                self._read(array)
+            except (InputError, OSError, ValueError) as error:
+                warnings.warn(
+                    f"checkpoint '{name}' is damaged ({error}); the run goes on from the one before",
+                    CheckpointWarning,
+                    stacklevel=3,
+                )
+                return False
+        return True
+
+    def _write(self, array: NDArray[Any]) -> str:
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        data = buffer.getvalue()
+        digest = hashlib.sha256(data).hexdigest()
+        path = self._folder / (digest + SUFFIX)
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            durable.write_atomic(path, data)
+        return digest
+
+    def _read(self, digest: str) -> NDArray[Any]:
+        path = self._folder / (digest + SUFFIX)
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise InputError(f"{path.name} does not match its checksum")
+        loaded: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+        return loaded
+
+
+def _timeless(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return facts without the clock of their steps."""
+    steps = [[*s[:3], *s[4:]] for s in facts.get("steps", ())]
+    return {**facts, "steps": steps}

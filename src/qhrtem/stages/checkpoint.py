@@ -1,0 +1,270 @@
+"""Checkpoints: a fit as a sequence of named parts, each computed once and then remembered.
+
+A part is computed from the parts before it, and its result is handed to a `Memory` in numbers and arrays.
+A fit that goes on later runs through the same sequence: what the memory holds is taken from there, and the
+first part that it lacks is computed. Control flow therefore needs no state of its own.
+
+Also the fit that was never interrupted goes on with what the snapshot says, not with the object it was made
+from. Layout and precision are then the same on both ways, and so are the results, bit by bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qhrtem.calibrate.lattice import Lattice
+from qhrtem.model.microscope import Microscope
+from qhrtem.model.twin import Step
+from qhrtem.specimen.columns import ColumnModel
+from qhrtem.specimen.crystal import Projection
+from qhrtem.stages.imaging import Hypothesis
+from qhrtem.stages.objective import State
+
+Floats = NDArray[np.float64]
+T = TypeVar("T")
+Report = Callable[[Step], None]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a finished part leaves behind: JSON values by name, and arrays by name."""
+
+    facts: dict[str, Any]
+    arrays: dict[str, NDArray[Any]]
+
+
+class Memory(Protocol):
+    """Keeps the finished parts and trials of one fit."""
+
+    def recall(self, part: str) -> Snapshot | None:
+        """Return what a part left behind, None where it is not known to be finished."""
+        ...
+
+    def keep(self, part: str, snapshot: Snapshot) -> None:
+        """Remember a finished part."""
+        ...
+
+    def trial(self, part: str, number: int, vector: Floats, evaluate: Callable[[Floats], float]) -> float:
+        """Return the value of a trial of a part: the remembered one, or that of `evaluate`, then kept."""
+        ...
+
+
+class Forgetful:
+    """A memory for fits that nobody will resume."""
+
+    def recall(self, part: str) -> Snapshot | None:
+        """Return None."""
+        return None
+
+    def keep(self, part: str, snapshot: Snapshot) -> None:
+        """Do nothing."""
+
+    def trial(self, part: str, number: int, vector: Floats, evaluate: Callable[[Floats], float]) -> float:
+        """Return the value of `evaluate`."""
+        return evaluate(vector)
+
+
+@dataclass
+class Log:
+    """Sends progress to the caller with the time since the start, and holds the history of the fit."""
+
+    report: Report
+    begin: float = field(default_factory=time.monotonic)
+    steps: list[Step] = field(default_factory=list)
+    numbers: dict[str, int] = field(default_factory=dict)
+    done: float = 0.0  # estimated share of the work finished
+
+    def __call__(self, stage: str, chi2: float, note: str = "") -> None:
+        number = self.numbers.get(stage, 0)
+        step = Step(stage, number, float(chi2), time.monotonic() - self.begin, note, self.done)
+        self._add(step)
+        self.report(step)
+
+    def restore(self, steps: list[Step]) -> None:
+        """Take in steps of an earlier process without reporting them; its clock goes on."""
+        for step in steps:
+            self._add(step)
+            self.begin = time.monotonic() - step.seconds
+            self.done = step.done
+
+    def _add(self, step: Step) -> None:
+        self.numbers[step.stage] = step.iteration + 1
+        self.steps.append(step)
+
+
+class Form(Protocol, Generic[T]):
+    """How the result of a part becomes a snapshot and comes back."""
+
+    def save(self, value: T) -> Snapshot:
+        """Return the snapshot of a value."""
+        ...
+
+    def load(self, snapshot: Snapshot) -> T:
+        """Return the value of a snapshot."""
+        ...
+
+
+@dataclass
+class Parts:
+    """Runs each named part of a fit once."""
+
+    memory: Memory
+    log: Log
+
+    def __call__(self, name: str, make: Callable[[], T], form: Form[T]) -> T:
+        """Return the result of a part, remembered or made now; its steps enter the history either way."""
+        found = self.memory.recall(name)
+        if found is not None:
+            self.log.restore([step_of(s) for s in found.facts["steps"]])
+            return form.load(found)
+        before = len(self.log.steps)
+        snapshot = form.save(make())
+        steps = [_record(s) for s in self.log.steps[before:]]
+        arrays = {k: np.array(v, order="C") for k, v in snapshot.arrays.items()}
+        snapshot = Snapshot({**snapshot.facts, "steps": steps}, arrays)
+        self.memory.keep(name, snapshot)
+        return form.load(snapshot)
+
+
+def _record(step: Step) -> list[Any]:
+    numbers = (step.chi2, step.seconds, step.done)
+    chi2, seconds, done = (float(v) if math.isfinite(v) else None for v in numbers)
+    return [step.stage, step.iteration, chi2, seconds, step.note, done]
+
+
+def step_of(record: list[Any]) -> Step:
+    """Return the step of a history that a snapshot holds as a list."""
+    stage, iteration, chi2, seconds, note, done = record
+    chi2, seconds, done = (math.nan if v is None else v for v in (chi2, seconds, done))
+    return Step(stage, iteration, chi2, seconds, note, done)
+
+
+class LatticeForm:
+    """The registered lattice."""
+
+    def save(self, value: Lattice) -> Snapshot:
+        """Return the snapshot of a lattice; numbers that are not known are None."""
+        facts: dict[str, Any] = {}
+        arrays: dict[str, NDArray[Any]] = {}
+        for f in fields(Lattice):
+            part = getattr(value, f.name)
+            if isinstance(part, np.ndarray):
+                arrays[f.name] = part
+            elif f.name == "notes":
+                facts[f.name] = list(part)
+            else:
+                facts[f.name] = float(part) if math.isfinite(part) else None
+        return Snapshot(facts, arrays)
+
+    def load(self, snapshot: Snapshot) -> Lattice:
+        """Return the lattice of a snapshot."""
+        parts: dict[str, Any] = dict(snapshot.arrays)
+        for f in fields(Lattice):
+            if f.name not in parts:
+                value = snapshot.facts[f.name]
+                parts[f.name] = math.nan if value is None else value
+        return Lattice(**{**parts, "notes": tuple(parts["notes"])})
+
+
+class RankingForm:
+    """Orientations of the crystal, the best first: misfit and symmetry operation (2, 2) of each."""
+
+    def save(self, value: list[tuple[float, Floats]]) -> Snapshot:
+        """Return the snapshot of a ranking."""
+        misfit, symmetry = zip(*value, strict=True)
+        return Snapshot({}, {"misfit": np.array(misfit), "symmetry": np.array(symmetry)})
+
+    def load(self, snapshot: Snapshot) -> list[tuple[float, Floats]]:
+        """Return the ranking of a snapshot."""
+        misfit, symmetry = snapshot.arrays["misfit"], snapshot.arrays["symmetry"]
+        return [(float(m), s.copy()) for m, s in zip(misfit, symmetry, strict=True)]
+
+
+class HypothesisForm:
+    """An orientation with its best lens."""
+
+    def save(self, value: Hypothesis) -> Snapshot:
+        """Return the snapshot of a hypothesis."""
+        lens = _save_microscope(value.microscope)
+        facts = {**lens.facts, "origin": [float(v) for v in value.origin], "misfit": float(value.misfit)}
+        return Snapshot(facts, {**lens.arrays, "frame": value.frame, "thickness": value.thickness})
+
+    def load(self, snapshot: Snapshot) -> Hypothesis:
+        """Return the hypothesis of a snapshot."""
+        a, f = snapshot.arrays, snapshot.facts
+        y, x = f["origin"]
+        return Hypothesis(a["frame"], _load_microscope(snapshot), (y, x), a["thickness"], f["misfit"])
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How far the structure has come: the state, and the number by which the next part is decided."""
+
+    state: State
+    number: float = 0.0  # cost or gain, units of χ²
+    undecided: tuple[int, ...] = ()  # columns whose counts a next round should look at
+
+
+@dataclass
+class ReachedForm:
+    """States of one crystal; what the parts change on the way is kept and brought back with them."""
+
+    projection: Projection
+    rejected: dict[str, int] = field(default_factory=dict)  # candidates refused, by rule
+    generator: np.random.Generator | None = None  # of the thermal displacements
+
+    def save(self, value: Reached) -> Snapshot:
+        """Return the snapshot of a state with the counters and the generator as they are now."""
+        lens, columns = _save_microscope(value.state.microscope), value.state.columns
+        facts: dict[str, Any] = {**lens.facts, "number": float(value.number), "rejected": dict(self.rejected)}
+        facts["undecided"] = list(value.undecided)
+        if self.generator is not None:
+            facts["generator"] = self.generator.bit_generator.state
+        arrays = {**lens.arrays, **{n: getattr(columns, n) for n in COLUMN_ARRAYS}}
+        diffuse = value.state.diffuse
+        if isinstance(diffuse, torch.Tensor):
+            arrays["diffuse"] = diffuse.cpu().numpy()
+        else:
+            facts["diffuse"] = float(diffuse)
+        return Snapshot(facts, arrays)
+
+    def load(self, snapshot: Snapshot) -> Reached:
+        """Return the state of a snapshot; sets the counters and the generator."""
+        self.rejected.clear()
+        self.rejected.update(snapshot.facts["rejected"])
+        if self.generator is not None:
+            self.generator.bit_generator.state = snapshot.facts["generator"]
+        columns = ColumnModel(self.projection, **{n: snapshot.arrays[n] for n in COLUMN_ARRAYS})
+        diffuse: torch.Tensor | float = snapshot.facts.get("diffuse", 0.0)
+        if "diffuse" in snapshot.arrays:
+            diffuse = torch.from_numpy(snapshot.arrays["diffuse"])
+        state = State(columns, _load_microscope(snapshot), diffuse)
+        return Reached(state, snapshot.facts["number"], tuple(snapshot.facts["undecided"]))
+
+
+COLUMN_ARRAYS = ("kind", "cell", "anchor", "frame", "rise", "shift", "first", "last")
+
+
+def _save_microscope(microscope: Microscope) -> Snapshot:
+    m = microscope
+    arrays = {"lens_values": m.values, "lens_mean": m.mean, "lens_sigma": m.sigma}
+    facts: dict[str, Any] = {"energy": float(m.energy)}
+    if isinstance(m.mtf, tuple):
+        facts["mtf"] = [float(v) for v in m.mtf]
+    else:
+        arrays["mtf"] = m.mtf
+    return Snapshot(facts, arrays)
+
+
+def _load_microscope(snapshot: Snapshot) -> Microscope:
+    a, f = snapshot.arrays, snapshot.facts
+    mtf = (f["mtf"][0], f["mtf"][1]) if "mtf" in f else a["mtf"]
+    return Microscope(f["energy"], a["lens_values"], a["lens_mean"], a["lens_sigma"], mtf)

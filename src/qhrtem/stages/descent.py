@@ -1,0 +1,171 @@
+"""Descent and sampling over whole-atom moves: one end state a column, under the move model and the rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qhrtem.specimen.columns import ColumnModel
+from qhrtem.specimen.rules import NeighbourStep, SurfaceEnergy, unavoidable_step
+from qhrtem.stages.move_model import MoveModel, Options
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Local:
+    """What the descent needs of one column: S options, m moves, k occupied neighbours."""
+
+    own: Ints  # (m,) its moves
+    pick: Floats  # (S, m) which moves make up each option
+    coupling: Floats  # (m, m) of its own moves
+    beside: Ints  # (b,) moves that its own are coupled to directly
+    pulls: Floats  # (m, b) how
+    square: Floats  # (S,) cost of each option's moves among themselves
+    surface: Floats  # (S, 2) Å, entrance and exit surface
+    near: Ints  # (k,)
+    allowed: Floats  # (k,) Å, step that the site spacing makes unavoidable
+
+
+class Descent:
+    """Minimises the move model plus surface energy over one option a column."""
+
+    def __init__(
+        self, columns: ColumnModel, model: MoveModel, surface: SurfaceEnergy, support: NeighbourStep
+    ) -> None:
+        self.columns, self.model, self.surface = columns, model, surface
+        self.chosen = np.zeros(len(model.options), dtype=np.int64)
+        # Derivative of the cost with respect to each move, without its own square: what neighbours do, and
+        # what all chosen moves do through the imaging parameters.
+        self.field = -2 * model.h
+        self.along = np.zeros(len(model.reach))
+        self.place = np.full(len(columns), -1)
+        self.place[[o.column for o in model.options]] = np.arange(len(model.options))
+        self.depth = np.stack(columns.surfaces(), axis=1)  # (C, 2) Å, both surfaces as chosen
+        self.local = [self._prepare(columns, o) for o in model.options]
+        self.barred = [self._barred(p, support) for p in self.local]
+        self.rejected = int(sum(np.isinf(b).sum() for b in self.barred))
+
+    def _prepare(self, columns: ColumnModel, o: Options) -> _Local:
+        own = np.array(sorted({m for moves in o.moves for m in moves}), dtype=np.int64)
+        pick = np.array([[m in moves for m in own] for moves in o.moves], dtype=float)
+        rows = self.model.near[own]
+        # Its own moves too, where the column lies beyond the image and acts on nothing.
+        beside = np.union1d(rows.indices, own).astype(np.int64)
+        pulls = rows[:, beside].toarray()
+        reach = self.model.reach[:, own]
+        coupling = pulls[:, np.searchsorted(beside, own)] - reach.T @ self.model.answer @ reach
+        c = np.full(len(o.first), o.column)
+        at = columns.site_depth
+        top = (at(c, o.first) + at(c, o.first - 1)) / 2
+        bottom = (at(c, o.last) + at(c, o.last + 1)) / 2
+        near = self.surface.neighbours.of(o.column)
+        near = near[columns.last[near] >= columns.first[near]]
+        allowed = unavoidable_step(columns, np.full(len(near), o.column), near)
+        square = np.einsum("sm,mn,sn->s", pick, coupling, pick)
+        return _Local(
+            own, pick, coupling, beside, pulls, square, np.stack([top, bottom], axis=1), near, allowed
+        )
+
+    def _barred(self, p: _Local, support: NeighbourStep) -> Floats:
+        """Infinite cost where an option breaks the support rule; staying is always allowed."""
+        out = np.zeros(len(p.pick))
+        if len(p.near):
+            for k in (0, 1):
+                step = p.surface[:, k, None] - self.depth[p.near, k]
+                out[support.unsupported(step, p.allowed[None, :])] = np.inf
+        out[0] = 0.0
+        return out
+
+    def local_cost(self, n: int) -> Floats:
+        """Return the cost of every option of column number n of the options, others as chosen."""
+        p = self.local[n]
+        through = 2 * (self.model.answer @ self.along) @ self.model.reach[:, p.own]
+        slope = self.field[p.own] - through - 2 * p.coupling @ p.pick[self.chosen[n]]
+        cost = p.pick @ slope + p.square
+        if len(p.near):
+            step = p.surface[:, None, :] - self.depth[p.near][None]
+            cost = cost + self.surface.pair_cost(step, p.allowed[None, :, None]).sum((1, 2))
+        return np.asarray(cost + self.barred[n])
+
+    def choose(self, n: int, option: int) -> None:
+        """Set the option of column number n and update what others see."""
+        p = self.local[n]
+        change = p.pick[option] - p.pick[self.chosen[n]]
+        if change.any():
+            self.field[p.beside] += 2 * change @ p.pulls
+            self.along += self.model.reach[:, p.own] @ change
+        self.chosen[n] = option
+        self.depth[self.model.options[n].column] = p.surface[option]
+
+    def sweep(self) -> float:
+        """Let every column take its best option in turn; return the total gain."""
+        gain = 0.0
+        for n in range(len(self.model.options)):
+            cost = self.local_cost(n)
+            best = int(cost.argmin())
+            if cost[best] < cost[self.chosen[n]] - 1e-9:
+                gain += cost[self.chosen[n]] - cost[best]
+                self.choose(n, best)
+        return gain
+
+    def pair_sweep(self) -> float:
+        """Let neighbouring columns change together; return the total gain."""
+        gain = 0.0
+        for a, b in self.surface.neighbours.pairs:
+            i, j = int(self.place[a]), int(self.place[b])
+            if i < 0 or j < 0:
+                continue
+            before_i, before_j = int(self.chosen[i]), int(self.chosen[j])
+            cost_i = self.local_cost(i)
+            base = cost_i[before_i]
+            candidates = np.argsort(cost_i)[:4]
+            best: tuple[float, int, int] = (1e-9, before_i, before_j)
+            for s in candidates:
+                if s == before_i:
+                    continue
+                self.choose(i, int(s))
+                cost_j = self.local_cost(j)
+                t = int(cost_j.argmin())
+                total = (base - cost_i[s]) + (cost_j[before_j] - cost_j[t])
+                if total > best[0] + 1e-9:
+                    best = (float(total), int(s), t)
+                self.choose(i, before_i)
+            if best[0] > 1e-6:
+                self.choose(i, best[1])
+                self.choose(j, best[2])
+                gain += best[0]
+        return gain
+
+    def run(self, sweeps: int = 12) -> None:
+        """Sweep until nothing changes."""
+        for _ in range(sweeps):
+            if self.sweep() + self.pair_sweep() < 1e-3:
+                break
+
+    def adopt(self, chosen: Ints) -> None:
+        """Take over the options (one a column) of another descent over the same options."""
+        for n in np.flatnonzero(chosen != self.chosen):
+            self.choose(int(n), int(chosen[n]))
+
+    def picked(self) -> Floats:
+        """Return which moves (M,) the chosen options make up, 0 or 1."""
+        return self.model.picked(self.chosen)
+
+    def cost(self) -> float:
+        """Return the change of cost by the chosen options, surface energy included."""
+        surface = self.surface.cost(self.columns.with_ends(*self.model.ends(self.columns, self.chosen)))
+        return self.model.cost(self.picked()) + surface - self.surface.cost(self.columns)
+
+    def margins(self) -> Floats:
+        """Return by how much (χ²) the second best option of each column, others as chosen, is behind."""
+        out = np.full(len(self.chosen), np.inf)
+        for n, s in enumerate(self.chosen):
+            cost = self.local_cost(n)
+            others = np.delete(cost, s)
+            if len(others):
+                out[n] = others.min() - cost[s]
+        return out

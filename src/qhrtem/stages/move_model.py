@@ -1,0 +1,169 @@
+"""Whole-atom moves as a quadratic model in which everything continuous is re-optimised for every candidate.
+
+Imaging parameters and positions are projected out (Schur complement), so a lens error cannot buy atoms. What
+a move does to positions is worked out among the columns that its window reaches; what it does to the imaging
+parameters joins all moves by a matrix of low rank. An imaging parameter may also be held at another value:
+the same model then says what the moves cost there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg, sparse
+
+from qhrtem.specimen.columns import ColumnModel
+from qhrtem.stages.bordered import RIDGE, Factor
+from qhrtem.stages.joint import GROUP_SIGMA_A, IDEAL_SIGMA_A
+from qhrtem.stages.linearise import EndMove, Quadratic, prior_normal
+from qhrtem.stages.objective import State
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The end states a column may take in one round: option 0 is to stay."""
+
+    column: int
+    moves: list[tuple[int, ...]]  # (S,) indices of the end moves that make up each option
+    first: Ints  # (S,) first site of each option
+    last: Ints  # (S,)
+
+
+@dataclass(frozen=True)
+class MoveModel:
+    """The quadratic model of moves, all else re-optimised: Δcost = -2 hᵀs + sᵀGs, s in {0, 1}.
+
+    G = near - reachᵀ·answer·reach. The imaging parameters go to answer·(pull - reach·s), the positions to
+    rest - follow·s - through·(imaging parameters).
+    """
+
+    h: Floats  # (M,)
+    near: sparse.csr_array  # (M, M) while the imaging parameters are held
+    reach: Floats  # (P, M) pull of each move on the imaging parameters
+    answer: Floats  # (P, P) covariance of the imaging parameters, in squared steps
+    pull: Floats  # (P,) pull of the residual
+    follow: sparse.csc_array  # (T, M) how positions answer to each move
+    rest: Floats  # (T,) where positions go when nothing else moves
+    through: Floats  # (T, P) how positions answer to the imaging parameters
+    options: list[Options]
+
+    def step(self, moved: Floats) -> Floats:
+        """Return the step (P+T,) of the continuous unknowns for a set of moves (M,)."""
+        imaging = self.answer @ (self.pull - self.reach @ moved)
+        return np.concatenate([imaging, self.rest - self.follow @ moved - self.through @ imaging])
+
+    def dense(self) -> Floats:
+        """Return G (M, M); for few moves."""
+        return self.near.toarray() - self.reach.T @ self.answer @ self.reach
+
+    def picked(self, chosen: Ints) -> Floats:
+        """Return which moves (M,) an option a column makes up, 0 or 1."""
+        out = np.zeros(len(self.h))
+        for option, s in zip(self.options, chosen, strict=True):
+            out[list(option.moves[s])] = 1
+        return out
+
+    def cost(self, moved: Floats) -> float:
+        """Return Δcost of a set of moves (M,)."""
+        along = self.reach @ moved
+        return float(-2 * self.h @ moved + moved @ (self.near @ moved) - along @ self.answer @ along)
+
+    def ends(self, columns: ColumnModel, chosen: Ints) -> tuple[Ints, Ints]:
+        """Return first and last sites (C,) of all columns with an option for each column of the model."""
+        first, last = columns.first.copy(), columns.last.copy()
+        for o, s in zip(self.options, chosen, strict=True):
+            first[o.column], last[o.column] = o.first[s], o.last[s]
+        return first, last
+
+    def held(self, index: list[int], value: Floats) -> MoveModel:
+        """Return the model of moves with imaging parameters (numbers among P) held at steps from the state.
+
+        Holding adds (value − u)ᵀV⁻¹(value − u) to the cost, where u is what the parameters would do by
+        themselves and V their covariance. For the costs of moves only: `step` is that of the free model.
+        """
+        stiff = np.linalg.inv(self.answer[np.ix_(index, index)])
+        away = value - self.answer[index] @ self.pull
+        follow = self.answer[index] @ self.reach
+        answer = self.answer - self.answer[:, index] @ stiff @ self.answer[index]
+        return replace(self, h=self.h - follow.T @ stiff @ away, answer=answer)
+
+
+def profile(state: State, quadratic: Quadratic) -> MoveModel:
+    """Return the move model with the continuous unknowns projected out (Schur complement)."""
+    k, p = quadratic.continuous, len(quadratic.imaging)
+    prior, slope = prior_normal(state, quadratic, IDEAL_SIGMA_A, GROUP_SIGMA_A)
+    continuous = quadratic.matrix.leading(k).plus(prior)
+    factor = Factor(continuous)
+    gradient = quadratic.gradient[:k] + slope
+    alone = replace(continuous, corner=np.zeros((0, 0)), border=np.zeros((0, k - p)))
+    rest = Factor(alone).solve(gradient[p:])
+    border, t = quadratic.matrix.border, k - p
+    cross = sparse.csc_array(quadratic.matrix.local[:t, t:])
+    follow, near = _among_neighbours(sparse.csr_array(continuous.local), cross, quadratic)
+    reach = border[:, t:] - factor.through.T @ cross
+    pull = gradient[:p] - factor.through.T @ gradient[p:]
+    h = quadratic.gradient[k:] - cross.T @ rest - reach.T @ (factor.corner @ pull)
+    options = _options(state.columns, quadratic.moves)
+    return MoveModel(h, near, reach, factor.corner, pull, follow, rest, factor.through, options)
+
+
+def _among_neighbours(
+    positions: sparse.csr_array, cross: sparse.csc_array, quadratic: Quadratic
+) -> tuple[sparse.csc_array, sparse.csr_array]:
+    """Return how positions follow each move (T, M), and the move matrix (M, M) with them projected out.
+
+    Each column's moves are answered by the positions that its window reaches, all others held.
+    """
+    t, m = cross.shape
+    moves = sparse.csc_array(quadratic.matrix.local[t:, t:])
+    rows = sparse.csr_array(cross)
+    column = np.array([move.column for move in quadratic.moves], dtype=np.int64)
+    follow: list[tuple[Ints, Ints, Floats]] = []
+    near: list[tuple[Ints, Ints, Floats]] = []
+    for c in np.unique(column):
+        own = np.flatnonzero(column == c)
+        beside = np.unique(moves[:, own].indices).astype(np.int64)
+        block = moves[:, own].toarray()[beside]
+        around = np.unique(cross[:, own].indices).astype(np.int64)
+        if len(around):
+            among = positions[around][:, around].toarray()
+            among[np.diag_indices(len(around))] += RIDGE
+            answer = linalg.solve(among, cross[:, own].toarray()[around], assume_a="pos")
+            block = block - rows[around].toarray()[:, beside].T @ answer
+            follow.append((np.repeat(around, len(own)), np.tile(own, len(around)), answer.ravel()))
+        near.append((np.repeat(beside, len(own)), np.tile(own, len(beside)), block.ravel()))
+    g = _gathered(near, (m, m))
+    return sparse.csc_array(_gathered(follow, (t, m))), sparse.csr_array((g + g.T) / 2)
+
+
+def _gathered(parts: list[tuple[Ints, Ints, Floats]], shape: tuple[int, int]) -> sparse.csr_array:
+    if not parts:
+        return sparse.csr_array(shape)
+    i, j, value = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return sparse.csr_array((value, (i, j)), shape=shape)
+
+
+def _options(columns: ColumnModel, moves: list[EndMove]) -> list[Options]:
+    by_column: dict[int, list[int]] = {}
+    for i, m in enumerate(moves):
+        by_column.setdefault(m.column, []).append(i)
+    out = []
+    for c, mine in by_column.items():
+        tops: list[int | None] = [None, *[i for i in mine if moves[i].end == 0]]
+        bottoms: list[int | None] = [None, *[i for i in mine if moves[i].end == 1]]
+        sets, first, last = [], [], []
+        for t in tops:
+            for b in bottoms:
+                f = int(columns.first[c]) + (moves[t].sites if t is not None else 0)
+                n = int(columns.last[c]) + (moves[b].sites if b is not None else 0)
+                if n >= f:
+                    sets.append(tuple(i for i in (t, b) if i is not None))
+                    first.append(f)
+                    last.append(n)
+        out.append(Options(c, sets, np.array(first), np.array(last)))
+    return out

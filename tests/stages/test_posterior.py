@@ -1,0 +1,83 @@
+"""Sampling of column ends: the same probabilities as listing every combination."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from benches import bench_of, with_last
+from qhrtem.model.microscope import INDEX
+from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
+from qhrtem.stages.counts import LEAN, collective_moves
+from qhrtem.stages.descent import Descent
+from qhrtem.stages.linearise import linearise, possible_moves
+from qhrtem.stages.move_model import profile
+from qhrtem.stages.objective import State
+from qhrtem.stages.posterior import sample
+from slabs import Slab, slab
+
+FREE = [INDEX[n] for n in ("c1", "tilt_x", "tilt_y")]
+COLUMNS = 2  # few enough to list every combination
+
+
+@pytest.fixture(scope="module")
+def island() -> Slab:
+    return slab(radius=4.5)
+
+
+def descent_of(island: Slab, electrons: float, columns: int | None = None) -> tuple[Descent, NeighbourStep]:
+    state = State(island.columns, island.microscope)
+    bench = bench_of(island, with_last(island.columns, {0: -1}), electrons=electrons, seed=2)
+    some = list(range(len(island.columns)))[:columns]
+    quadratic = linearise(bench, state, FREE, some, {c: possible_moves(state.columns, c) for c in some})
+    neighbours = Neighbours.within(island.columns, 2.8)
+    support = NeighbourStep(neighbours, 6.0)
+    return Descent(state.columns, profile(state, quadratic), SurfaceEnergy(neighbours), support), support
+
+
+def test_marginals_are_those_of_every_combination(island: Slab) -> None:
+    descent, support = descent_of(island, 60.0, COLUMNS)
+    model, inflation = descent.model, 1.5
+    every = list(itertools.product(*(range(len(o.first)) for o in model.options)))
+    cost = np.empty(len(every))
+    listed = Descent(island.columns, model, descent.surface, support)
+    for i, chosen in enumerate(every):
+        listed.adopt(np.array(chosen))
+        cost[i] = listed.cost()
+        # An option that the support rule bars is out of the question.
+        if any(np.isinf(listed.barred[n][s]) for n, s in enumerate(chosen)):
+            cost[i] = np.inf
+    weight = np.exp(-0.5 * (cost - cost.min()) / inflation)
+    weight /= weight.sum()
+    marginals = sample(descent, inflation, np.random.default_rng(0), 50, 1500)
+    table = np.array(every)
+    for n, found in enumerate(marginals.probability):
+        exact = np.array([weight[table[:, n] == s].sum() for s in range(len(found))])
+        assert found.sum() == pytest.approx(1)
+        assert np.abs(found - exact).max() < 0.05
+    assert max(p.max() for p in marginals.probability) < 0.999  # so dim that something is open
+    spread = np.array([model.step(model.picked(np.array(c))) for c in every])
+    spread = spread - weight @ spread
+    exact_variance = (weight[:, None] * spread**2).sum(0)
+    assert np.allclose(np.diag(marginals.continuous), exact_variance, rtol=0.35, atol=1e-9)
+
+
+def test_a_bright_image_leaves_nothing_open(island: Slab) -> None:
+    descent, _ = descent_of(island, 1e6, COLUMNS)
+    descent.run()
+    chosen = descent.chosen.copy()
+    marginals = sample(descent, 1.0, np.random.default_rng(1), 5, 20)
+    for n, found in enumerate(marginals.probability):
+        assert found[chosen[n]] > 0.99
+    assert np.abs(marginals.continuous).max() < 0.1
+
+
+def test_collective_moves_are_never_worse_and_free_of_the_lean(island: Slab) -> None:
+    descent, support = descent_of(island, 2000.0)
+    descent.run()
+    leant = collective_moves(descent, support, [1, 2])
+    assert leant.cost() <= descent.cost() + 1e-6
+    assert leant.model is descent.model
+    assert len(LEAN) == 16 and max(np.hypot(*lean) for lean in LEAN) < 4e-3
