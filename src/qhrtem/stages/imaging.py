@@ -30,7 +30,8 @@ from qhrtem.stages.cell import RepeatedCell
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Evaluate = Callable[[int, Floats, Callable[[Floats], float]], float]  # trial number, vector, objective
+Values = dict[str, NDArray[np.float64]]  # what a trial gives, by name: value, residual, jacobian ...
+Evaluate = Callable[[int, Floats, Callable[[Floats], Values]], Values]  # trial number, vector, objective
 TILE_SIGMA_A = 3.0  # Gaussian window over which cells are averaged
 RESOLUTION_A = 0.85  # finest image spacing compared
 THICKEST_A = 130.0
@@ -247,8 +248,8 @@ def search(
     """Return the best lens of one orientation: focus scan, trust-region Bayesian search, least squares.
 
     The objective is the logarithm of the misfit plus the prior; end points of the least squares refinement
-    enter the search, so both compete. evaluate: gives the value of a numbered trial, by the objective or from
-    memory.
+    enter the search, so both compete. evaluate: gives the values of a numbered trial, by the objective or
+    from memory.
     """
 
     def objective(vector: Floats) -> float:
@@ -266,7 +267,8 @@ def search(
     trials = 0
     while trials < budget:
         for trial in optimiser.ask():
-            optimiser.tell(trial.id, evaluate(trial.id, trial.vector, objective))
+            values = evaluate(trial.id, trial.vector, lambda v: {"value": np.array(objective(v))})
+            optimiser.tell(trial.id, float(values["value"]))
             trials += 1
         best = optimiser.best
         assert best is not None
