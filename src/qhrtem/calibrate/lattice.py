@@ -76,8 +76,8 @@ def register(
     """Return the lattice found in an image (vacuum = 1).
 
     pixel: stated pixel size in Å, (row, col) where the axes differ, None where nothing is stated; name: of
-    the file, for messages. Raises `InputError` when no lattice of this crystal and zone axis is there, when it
-    is there only at a pixel size far from the stated one, or when nothing is stated and several sizes fit.
+    the file, for messages. Raises `InputError` when no lattice of this crystal and zone axis is there, when
+    it is there only at a pixel size far from the stated one, or when nothing is stated and several sizes fit.
     """
     stated, aspect = _stated(pixel)
     flat = flattened(image, valid)
