@@ -17,7 +17,7 @@ help:
 	@echo "make bench-forward   cost and agreement of the simulator, written to benchmarks/*.md"
 	@echo "make venv   only the virtual environment in $(VENV)"
 	@echo "make bench-optimiser       compare the main optimisers on small budgets (a few minutes)"
-	@echo "make bench-optimiser-full  all optimisers, 20 seeds (40 minutes); goes on where it was interrupted"
+	@echo "make bench-optimiser-full  all optimisers in a race (an hour of one core); goes on where it was interrupted"
 
 venv: $(STAMP)
 
@@ -59,13 +59,15 @@ bench-forward: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/thermal.py
 	test ! -d $(REFERENCE) || OMP_NUM_THREADS=1 $(BIN)/python benchmarks/drprobe_agreement.py --folder $(REFERENCE)
 
-# One thread a run; the quick table goes to build/, the full one to benchmarks/optimiser/results.md.
-BENCH := OMP_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python -m optimiser --jobs 2
+# One thread a run, JOBS runs at a time; the quick table goes to build/, the full one to benchmarks/optimiser/results.md.
+JOBS ?= 1
+BENCH := OMP_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python -m optimiser --jobs $(JOBS)
 
 bench-optimiser: $(STAMP)
 	$(BENCH) --quick $(BENCH_ARGS)
 
 bench-optimiser-full: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/surrogate_fit.py --write benchmarks/optimiser/surrogate_fit.txt
 	$(BENCH) $(BENCH_ARGS)
 
 clean:

@@ -34,6 +34,7 @@ STEPS_LEFT = 3  # evaluations that a descent is expected to need to the bottom o
 SETTLED = 1e-6  # relative gain below which a descent has arrived,
 SETTLED_SIGMA = 0.1  # or one that moves the best value by this part of what one standard deviation does,
 COARSE = 3e-3  # and below which one has arrived that is not the best
+BEHIND = 0.1  # or this share of what it lies behind
 SILENT_MAX = 8  # derivatives in a row that were wanted and not told, after which no more are asked for
 MEMORY = 4  # evaluations a dimension that an experience lasts
 JACOBIAN_COST = 3.0  # in evaluations of the value, until seconds are told: reverse mode's bound is near 4
@@ -207,7 +208,8 @@ class HybridSearch(TrustRegionSearch):
         assert descent.point is not None
         value = abs(descent.point.value)
         noise = SETTLED_SIGMA * value / self._residuals if self._residuals else 0.0
-        coarse = 0.0 if self._leads(descent) or not self.hops else COARSE * value
+        behind = max(descent.point.value - self.chain.value, 0.0)
+        coarse = 0.0 if self._leads(descent) or not self.hops else min(COARSE * value, BEHIND * behind)
         return max(self.settings.tolerance, SETTLED * value, noise, coarse)
 
     def _ranked(self, descent: Descent) -> list[Candidate]:
