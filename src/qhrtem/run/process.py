@@ -6,6 +6,7 @@ import ctypes
 import sys
 
 import torch
+from threadpoolctl import threadpool_limits
 
 # <malloc.h> of the GNU C library.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -14,13 +15,14 @@ KEEP_HEAP = 2**31 - 1  # bytes
 
 
 def prepare() -> None:
-    """Give transforms one thread each and let the allocator keep freed memory.
+    """Give transforms and linear algebra one thread each and let the allocator keep freed memory.
 
-    Threads inside a small transform wait for each other when cores are shared, so parallel work is spread
-    over columns instead. A wave of some megabytes that goes back to the system at every step costs as much in
+    Threads inside a small transform or solution wait for each other when cores are shared, so parallel work
+    is spread over columns instead. A wave of some megabytes that goes back to the system at every step costs as much in
     page faults as its transform does.
     """
     torch.set_num_threads(1)
+    threadpool_limits(1)
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent outside the GNU C library
         if mallopt is not None:
