@@ -6,17 +6,18 @@ STAMP  := $(VENV)/.installed
 RUN    ?= demo_run
 REFERENCE ?= ../shared/reference/drprobe
 
-.PHONY: help venv demo test test-faults lint bench-forward bench-optimiser bench-optimiser-full clean
+.PHONY: help venv demo test test-faults lint docs bench-forward bench-optimiser bench-optimiser-full clean
 
 help:
 	@echo "make demo   fit the bundled image and score the result (about 15 minutes the first time)"
 	@echo "make test   run all tests"
 	@echo "make test-faults   stop a run in every way there is and let it go on (ten minutes), benchmarks/faults.md"
 	@echo "make lint   ruff, mypy and the import layers"
+	@echo "make docs   the documentation site in build/site, strictly"
 	@echo "make bench-forward   cost and agreement of the simulator, written to benchmarks/*.md"
 	@echo "make venv   only the virtual environment in $(VENV)"
 	@echo "make bench-optimiser       compare the main optimisers on small budgets (a few minutes)"
-	@echo "make bench-optimiser-full  all optimisers, 20 seeds (40 minutes); goes on where it was interrupted"
+	@echo "make bench-optimiser-full  all optimisers in a race (an hour of one core); goes on where it was interrupted"
 
 venv: $(STAMP)
 
@@ -29,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { rm -rf $(VENV); echo "the venv module of Python is missing: on Debian or Ubuntu install python3-venv"; exit 2; }
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[test,docs]'
 	@touch $@
 
 demo: $(STAMP)
@@ -49,19 +50,24 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_layers.py
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # Tables that need more than the repository (reference data, abTEM) say so where it is missing.
 bench-forward: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/forward.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/thermal.py
 	test ! -d $(REFERENCE) || OMP_NUM_THREADS=1 $(BIN)/python benchmarks/drprobe_agreement.py --folder $(REFERENCE)
 
-# One thread a run; the quick table goes to build/, the full one to benchmarks/optimiser/results.md.
-BENCH := OMP_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python -m optimiser --jobs 2
+# One thread a run, JOBS runs at a time; the quick table goes to build/, the full one to benchmarks/optimiser/results.md.
+JOBS ?= 1
+BENCH := OMP_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python -m optimiser --jobs $(JOBS)
 
 bench-optimiser: $(STAMP)
 	$(BENCH) --quick $(BENCH_ARGS)
 
 bench-optimiser-full: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/surrogate_fit.py --write benchmarks/optimiser/surrogate_fit.txt
 	$(BENCH) $(BENCH_ARGS)
 
 clean:

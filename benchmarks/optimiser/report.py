@@ -242,6 +242,9 @@ def write(records: Sequence[Record], folder: Path) -> Path:
     text = ["# Optimisers compared", "", HOW]
     if goals:
         text += ["## Goals", "", table(("goal", "measured", "verdict"), goals), ""]
+    notes = folder / "notes.md"
+    if notes.exists():
+        text += [notes.read_text("utf-8").strip(), ""]
     beaten = losses(groups)
     text += [
         f"## Where another method beats `{MAIN}` to the good target",

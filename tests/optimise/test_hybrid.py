@@ -77,7 +77,7 @@ def test_without_gradients_only_values_are_asked_for() -> None:
 
 def test_jacobians_are_no_longer_asked_for_where_none_is_told() -> None:
     search, wants = HybridSearch(MIXED, 0), []
-    for _ in range(30):
+    for _ in range(60):
         for trial in search.ask():
             wants.append(trial.wants)
             r, _ = residual(trial.vector)

@@ -25,6 +25,11 @@ class Experience:
         while len(self.rows) > self.length:
             self.rows.popleft()
 
+    def fade(self) -> None:
+        """Forget the oldest evaluation, as what was learned long ago says less of now."""
+        if self.rows:
+            self.rows.popleft()
+
     def rate(self, cost: float) -> float:
         """Return the gain per second to expect; cost: seconds of one evaluation of the value."""
         gain, seconds = HOPE + sum(g for g, _ in self.rows), HOPE_TRIALS * cost + sum(s for _, s in self.rows)

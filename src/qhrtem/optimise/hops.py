@@ -98,6 +98,6 @@ def hop(end: Quadratic, space: SearchSpace, generator: np.random.Generator) -> V
 def soft_step(curvature: Vector, value: float, generator: np.random.Generator) -> Vector:
     """Return a normal step (n,) that raises a quadratic of some curvature (n, n) by ½·|value| a direction."""
     levels, directions = np.linalg.eigh(curvature)
-    reach = np.sqrt(abs(value) / np.maximum(levels, 1e-300))
-    step: Vector = directions @ (np.minimum(reach, SOFTEST) * generator.standard_normal(len(levels)))
+    stiff = np.maximum(levels, max(abs(value) / SOFTEST**2, 1e-300))
+    step: Vector = directions @ (np.sqrt(abs(value) / stiff) * generator.standard_normal(len(levels)))
     return step

@@ -34,6 +34,7 @@ STEPS_LEFT = 3  # evaluations that a descent is expected to need to the bottom o
 SETTLED = 1e-6  # relative gain below which a descent has arrived,
 SETTLED_SIGMA = 0.1  # or one that moves the best value by this part of what one standard deviation does,
 COARSE = 3e-3  # and below which one has arrived that is not the best
+BEHIND = 0.1  # or this share of what it lies behind
 SILENT_MAX = 8  # derivatives in a row that were wanted and not told, after which no more are asked for
 MEMORY = 4  # evaluations a dimension that an experience lasts
 JACOBIAN_COST = 3.0  # in evaluations of the value, until seconds are told: reverse mode's bound is near 4
@@ -43,6 +44,7 @@ MODEL_SECONDS = 0.1  # what asking the surrogate costs, at 22 dimensions and 300
 DEAR = 2.0  # values a Jacobian must cost for the last step of a descent to go without one
 LAST_GAIN = 0.05  # expected relative gain below which a step may be the last
 SCREENED = 10  # sweeps among which a fresh chain chooses its start
+NUDGE = 1e-4  # unit cube, by which a descent begins beside a point whose value is known already
 HOPS_MAX = 32  # moves drawn for one that the rules allow
 KINDS = ("value", "jacobian", "levels")  # of evaluation, whose seconds are kept
 ARMS = ("start", "explore")  # kinds of evaluation whose experience is kept
@@ -96,6 +98,8 @@ class HybridSearch(TrustRegionSearch):
         self._screens: dict[int, tuple[float, Vector] | None] = {}  # by trial: value and vector once told
         self._checks: dict[int, tuple[float, Vector]] = {}  # by trial: the end of a descent under a sweep
         self._found: list[Vector] = []  # where sweeps say that a descent should begin
+        self._vain = 0  # trials of the surrogate in a row that found nothing better
+        self._nudged = -1  # trial beside which a descent has begun
         self._residuals = 0  # length of the residual, 0 while none was told
         self._silent = 0  # trials in a row that came back without the Jacobian wanted
 
@@ -110,6 +114,7 @@ class HybridSearch(TrustRegionSearch):
                 self._experience[k].rate(self._seconds("value") + self._choosing(k)) for k in ARMS
             )
             ready = self.gradients and self._silent < SILENT_MAX
+            start = math.inf if self._overdue() else start
             leading = [row for row in rated if self._leads(row[1])] or rated
             choice = favoured(best_rate, start if ready else -math.inf, explore)
             if len(chosen) >= q:
@@ -203,7 +208,8 @@ class HybridSearch(TrustRegionSearch):
         assert descent.point is not None
         value = abs(descent.point.value)
         noise = SETTLED_SIGMA * value / self._residuals if self._residuals else 0.0
-        coarse = 0.0 if self._leads(descent) or not self.hops else COARSE * value
+        behind = max(descent.point.value - self.chain.value, 0.0)
+        coarse = 0.0 if self._leads(descent) or not self.hops else min(COARSE * value, BEHIND * behind)
         return max(self.settings.tolerance, SETTLED * value, noise, coarse)
 
     def _ranked(self, descent: Descent) -> list[Candidate]:
@@ -261,6 +267,16 @@ class HybridSearch(TrustRegionSearch):
             chosen.append(Proposal(sweep, "refined", "levels"))
             self._checks[self._next_id + len(chosen) - 1] = descent.point.value, vector
 
+    def _undescended(self) -> bool:
+        """Return whether the best point is one of values alone that no descent has begun beside."""
+        best = self.best
+        return best is not None and best.origin in ("model", "design") and best.id != self._nudged
+
+    def _overdue(self) -> bool:
+        """Return whether exploring around such a point has since cost a Jacobian's time in vain."""
+        spent = self._vain * (self._seconds("value") + self._choosing("explore"))
+        return self._undescended() and spent >= self._seconds("jacobian")
+
     def _beside(self, vector: Vector) -> Vector | None:
         """Return a new vector that differs in the level of the swept parameter alone."""
         i = self.space.swept
@@ -284,9 +300,10 @@ class HybridSearch(TrustRegionSearch):
     def _begin(self, before: int, generator: np.random.Generator) -> list[Proposal]:
         """Return where a descent should start, as a list of one or none.
 
-        In this order: where a sweep found a better level, a point added from outside that is the best so far,
-        a hop from the end of the chain. A chain of its own begins where the best of several sweeps lies,
-        where the surrogate proposes if its time is worth less than a Jacobian's, or anywhere.
+        In this order: where a sweep found a better level; at a point added from outside that is the best so
+        far, or beside one of the surrogate's that is; a hop from the end of the chain. A chain of its own
+        begins where the best of several sweeps lies, where the surrogate proposes if its time is worth less
+        than a Jacobian's, or anywhere.
         """
         self._starts += 1
         if self._found:
@@ -297,6 +314,15 @@ class HybridSearch(TrustRegionSearch):
             if not any((np.abs(unit - e) < NEAR).all() for e in self.ends):
                 self.ends.append(unit)
                 return [Proposal(best.vector, "refined", "jacobian")]
+        if best is not None and self._undescended():
+            self._nudged = best.id  # where the surrogate was luckier than descents, one begins beside it
+            smooth = ~self.space.is_discrete & self.space.is_free
+            beside = self.space.to_unit(best.vector)
+            beside = np.clip(
+                beside + np.where(smooth, NUDGE * generator.standard_normal(len(beside)), 0), 0, 1
+            )
+            if smooth.any() and self._accept(beside):
+                return [Proposal(self.space.from_unit(beside), "refined", "jacobian")]
         if self.hops and not self.chain.spent:
             assert self.chain.end is not None
             for _ in range(HOPS_MAX):
@@ -342,6 +368,8 @@ class HybridSearch(TrustRegionSearch):
         ):
             arm = "start" if trial.origin == "refined" else "explore"
             self._experience[arm].add(gain, self._seconds(kind) + self._choosing(arm))
+            self._experience[ARMS[arm == ARMS[0]]].fade()
+            self._vain = 0 if gain > 0 or arm == "start" else self._vain + 1
         if trial.wants == "levels":
             self._swept(trial.id, observation, told)
         value = observation.value if not observation.failed else math.inf
@@ -426,6 +454,7 @@ class HybridSearch(TrustRegionSearch):
             "checks": [[k, value, v.tolist()] for k, (value, v) in self._checks.items()],
             "found": [v.tolist() for v in self._found],
             "residuals": self._residuals,
+            "nudged": [self._nudged, self._vain],
             "descended": self.descended,
             "experience": {k: [list(row) for row in e.rows] for k, e in self._experience.items()},
             "cost": {k: list(v) for k, v in self._cost.items()},
@@ -440,6 +469,7 @@ class HybridSearch(TrustRegionSearch):
         self.ends = [np.array(e) for e in state["ends"]]
         self.chain = Chain.from_dict(state["chain"])
         self._screening, self._residuals = state["screening"], state["residuals"]
+        self._nudged, self._vain = state["nudged"]
         self._screens = {k: (v[0], frozen(v[1])) if v else None for k, v in state["screens"]}
         self._checks = {k: (value, frozen(v)) for k, value, v in state["checks"]}
         self._found = [frozen(v) for v in state["found"]]

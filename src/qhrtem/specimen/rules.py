@@ -55,7 +55,7 @@ class StructureRules:
     def __init__(self, hard: Iterable[HardRule] = (), soft: Iterable[SoftRule] = ()) -> None:
         """Raise PlanError for two rules of one name."""
         self.hard, self.soft = tuple(hard), tuple(soft)
-        names = [rule.name for rule in (*self.hard, *self.soft)]
+        names = [*(rule.name for rule in self.hard), *(rule.name for rule in self.soft)]
         if len(set(names)) < len(names):
             raise PlanError(f"rule names must differ, got {', '.join(names)}")
         self.on = dict.fromkeys(names, True)

@@ -1,5 +1,4 @@
-"""Imaging parameters from repeated-cell averages, found by trust-region Bayesian optimisation and refined by
-least squares.
+"""Imaging parameters from repeated-cell averages, found by the hybrid optimiser and refined by least squares.
 
 What the averages determine: the lattice Fourier coefficients of the image at places of different thickness,
 with the absolute scale. Thickness trades against C1 and against vibration at a single place; several
@@ -23,7 +22,7 @@ from qhrtem.errors import QualityError
 from qhrtem.model.micrograph import Micrograph
 from qhrtem.model.microscope import INDEX, PARAMETERS, Microscope
 from qhrtem.optimise.least_squares import levenberg_marquardt
-from qhrtem.optimise.search import TrustRegionSearch
+from qhrtem.optimise.methods import make
 from qhrtem.optimise.space import Parameter, SearchSpace
 from qhrtem.specimen.crystal import Projection
 from qhrtem.stages.cell import RepeatedCell
@@ -36,6 +35,9 @@ TILE_SIGMA_A = 3.0  # Gaussian window over which cells are averaged
 RESOLUTION_A = 0.85  # finest image spacing compared
 THICKEST_A = 130.0
 SEARCHED = ("c1", "a1_x", "a1_y", "b2_x", "b2_y", "a2_x", "a2_y", "tilt_x", "tilt_y", "vibration_xx")
+CELL_ERROR = 0.05  # model error of perfect repeated cells, as a share of the contrast
+OPTIMISER = "hybrid"  # of `optimise.methods`; benchmarks/optimiser/results.md says what it is compared with
+JACOBIAN_TRIALS = 4  # values that a Jacobian of the searched parameters costs: thickness and origin are held
 C1_RANGE_A = (-150.0, 200.0)  # searched where the plan gives no C1
 
 
@@ -245,37 +247,46 @@ def search(
     report: Callable[[int, float], None] = lambda trials, best: None,
     evaluate: Evaluate = lambda number, vector, objective: objective(vector),
 ) -> Hypothesis:
-    """Return the best lens of one orientation: focus scan, trust-region Bayesian search, least squares.
+    """Return the best lens of one orientation: focus scan, the optimiser `OPTIMISER`, least squares.
 
-    The objective is the logarithm of the misfit plus the prior; end points of the least squares refinement
-    enter the search, so both compete. evaluate: gives the values of a numbered trial, by the objective or
-    from memory.
+    The objective is χ² of the cell averages plus the prior, with derivatives where the optimiser wants them;
+    budget: evaluations, a Jacobian counting as `JACOBIAN_TRIALS`. evaluate: gives the values of a numbered
+    trial by name, by the objective or from memory.
     """
 
-    def objective(vector: Floats) -> float:
-        return float(np.log(match.best(with_searched(microscope, vector))[0]))
+    def objective(vector: Floats) -> Values:
+        residual, _ = cell_residual(match, microscope, vector, False)
+        return {"value": np.array(residual @ residual)}
+
+    def derivatives(vector: Floats) -> Values:
+        residual, jacobian = cell_residual(match, microscope, vector, True)
+        assert jacobian is not None
+        return {"residual": residual, "jacobian": jacobian}
 
     scan = scan_focus(match, microscope)
     space = search_space(microscope, scan[0][1])
-    optimiser = TrustRegionSearch(space, seed=seed, batch=8)
+    optimiser = make(OPTIMISER, space, seed)
     start = np.array([microscope[n] for n in SEARCHED])
     for _, c1 in scan[:3]:
         start[0] = np.clip(c1, space.low[0], space.high[0])
-        optimiser.add(start.copy(), objective(start))
-    polished = _polish(match, microscope, start_from(optimiser, space))
-    optimiser.add(*polished)
+        optimiser.add(start.copy(), float(objective(start)["value"]))
     trials = 0
     while trials < budget:
-        for trial in optimiser.ask():
-            values = evaluate(trial.id, trial.vector, lambda v: {"value": np.array(objective(v))})
-            optimiser.tell(trial.id, float(values["value"]))
-            trials += 1
+        asked = optimiser.ask()
+        if not asked:
+            break
+        for trial in asked:
+            if trial.wants != "jacobian":
+                optimiser.tell(trial.id, float(evaluate(trial.id, trial.vector, objective)["value"]))
+                trials += 1
+                continue
+            values = evaluate(trial.id, trial.vector, derivatives)
+            residual, jacobian = values["residual"], values["jacobian"]
+            optimiser.tell(trial.id, float(residual @ residual), residual=residual, jacobian=jacobian)
+            trials += JACOBIAN_TRIALS
         best = optimiser.best
         assert best is not None
-        report(trials, float(np.exp(best.value)))
-        if trials % 48 == 0 and best.value < polished[1] - 1e-3:
-            polished = _polish(match, microscope, best.vector)
-            optimiser.add(*polished)
+        report(trials, match.best(with_searched(microscope, best.vector))[0])
     best = optimiser.best
     assert best is not None
     vector, _ = _polish(match, microscope, best.vector)
@@ -284,10 +295,43 @@ def search(
     return Hypothesis(match.frame, final, origin, thickness, misfit)
 
 
-def start_from(optimiser: TrustRegionSearch, space: SearchSpace) -> Floats:
-    """Return the best vector so far."""
-    best = optimiser.best
-    return space.from_unit(np.full(space.dimension, 0.5)) if best is None else best.vector
+def cell_residual(
+    match: CellMatch, microscope: Microscope, vector: Floats, derivatives: bool
+) -> tuple[Floats, Floats | None]:
+    """Return the residual (m,) at searched parameters, prior included, and its Jacobian (m, d) or None.
+
+    In standard deviations: `CELL_ERROR` of the contrast, spread over all coefficients, and the prior's.
+
+    Thickness and origin are those that fit best; the origin is a nuisance, so what it could explain is
+    projected out of the derivatives (Golub and Pereyra, SIAM J. Numer. Anal. 10, 413, 1973).
+    """
+    index = [INDEX[n] for n in SEARCHED]
+    step = np.array([PARAMETERS[i].step for i in index])
+    sigma = microscope.sigma[index]
+    lens = with_searched(microscope, vector)
+    _, origin, thickness = match.best(lens)
+
+    def data(x: Floats, at: Floats) -> Floats:
+        r = match.residual(with_searched(microscope, x), at, thickness)
+        return r * np.sqrt(len(r)) / CELL_ERROR
+
+    at = np.array(origin)
+    r = data(vector, at)
+    shifts = np.stack([(data(vector, at + 1e-3 * e) - r) / 1e-3 for e in np.eye(2)], axis=1)
+    at = at - np.linalg.lstsq(shifts, r, rcond=None)[0]
+    moved = data(vector, at)
+    if moved @ moved < r @ r:
+        r = moved
+    else:
+        at = np.array(origin)
+    residual = np.concatenate([r, (np.asarray(vector) - microscope.mean[index]) / sigma])
+    if not derivatives:
+        return residual, None
+    h = 0.2 * step
+    columns = [(data(vector + h[i] * e, at) - r) / h[i] for i, e in enumerate(np.eye(len(step)))]
+    basis, _ = np.linalg.qr(shifts)
+    jacobian = np.stack(columns, axis=1)
+    return residual, np.concatenate([jacobian - basis @ (basis.T @ jacobian), np.diag(1 / sigma)])
 
 
 def _polish(match: CellMatch, microscope: Microscope, vector: Floats) -> tuple[Floats, float]:
@@ -296,7 +340,7 @@ def _polish(match: CellMatch, microscope: Microscope, vector: Floats) -> tuple[F
     index = [INDEX[n] for n in SEARCHED]
     step = np.array([PARAMETERS[i].step for i in index])
     sigma = microscope.sigma[index]
-    noise = 0.05  # model error of perfect repeated cells, as a share of the contrast
+    noise = CELL_ERROR
     best = np.asarray(vector, dtype=float), float(np.log(match.best(with_searched(microscope, vector))[0]))
     for _ in range(3):
         misfit, origin, thickness = match.best(with_searched(microscope, best[0]))
