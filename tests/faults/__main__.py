@@ -1,6 +1,6 @@
 """Run the fault suite: `python -m faults` tries everything, `--quick` a part; exit 1 where a fault was found.
 
-`--write FILE` keeps the table.
+`--write FILE` keeps the table, also of a suite that is stopped.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ def main() -> int:
     """Return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--every", type=int, help="try one in so many of the faults")
     parser.add_argument("--write", type=Path)
     asked = parser.parse_args()
     begin = time.monotonic()
@@ -32,14 +33,15 @@ def main() -> int:
         run = bench.folder / "run"
         assert bench.fit(run).code == 0
         reference = result_of(run)
-        for job in campaign(bench, run, reference, not asked.quick):
+        every = asked.every or (31 if asked.quick else 1)
+        for job in campaign(bench, run, reference, not asked.quick, every):
             outcomes.append(job())
             _say(outcomes[-1])
+            if asked.write:
+                asked.write.write_text(_table(outcomes), "utf-8")
     wrong = sum(len(o.faults) for o in outcomes)
     tried = sum(o.tried for o in outcomes)
     print(f"{tried} faults tried, {wrong} went wrong, {time.monotonic() - begin:.0f} s", flush=True)
-    if asked.write:
-        asked.write.write_text(_table(outcomes), "utf-8")
     return bool(wrong)
 
 

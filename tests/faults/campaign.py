@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -110,11 +111,13 @@ def signals(bench: Bench, run: Path, reference: str) -> Outcome:
 
     wrong, slowest = [], 0.0
     for number, code in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
-        for hook, pause, wait in ((lambda what: None, 0.4, 1.5), (busy, 0.0, 3.0)):
+        for hook, pause, reached in ((lambda what: None, 0.4, "trial 1"), (busy, 0.0, "round 0")):
             shutil.rmtree(run, ignore_errors=True)
             bench.notes.unlink(missing_ok=True)
             child = bench.start("fit", str(bench.plan), "--out", str(run), hook=hook, pause=pause)
-            time.sleep(wait)
+            while not (bench.notes.is_file() and reached in bench.notes.read_text()):
+                time.sleep(0.05)
+            time.sleep(1.0)
             begin = time.monotonic()
             os.kill(child, number)
             end = bench.wait(child, begin)
@@ -351,23 +354,27 @@ def _small_disk(path: Path, kilobytes: int) -> Iterator[Path | None]:
 Campaign = list[Callable[[], Outcome]]
 
 
-def campaign(bench: Bench, run: Path, reference: str, full: bool) -> Campaign:
-    """Return the faults to try, all of them or those that fit into a minute."""
-    every = 1 if full else 23
-    modes: tuple[Mode, ...] = ("kill", "torn", "power", "full")
+def campaign(bench: Bench, run: Path, reference: str, full: bool, every: int) -> Campaign:
+    """Return the faults to try, all of them or those that fit into a minute.
+
+    every: so-manieth write, fsync or rename at which a fit is stopped; other faults are fewer by it too.
+    """
     jobs: Campaign = [
-        lambda mode=mode, first=first: crashes(bench, run, reference, mode, every, first)  # type: ignore[misc]
-        for mode, first in zip(modes, (0, 0, 0, 0) if full else (2, 3, 13, 5), strict=True)
-    ]
-    jobs += [
-        lambda: repeated_crashes(bench, run, reference, 20 if full else 1, 1),
-        lambda: random_kills(bench, run, reference, 50 if full else 2, 2),
-        lambda: damaged_journal(bench, run, reference, 3, 20 if full else 2),
-        lambda: damaged_checkpoints(bench, run, reference),
         lambda: one_writer(bench, run, reference),
+        lambda: damaged_journal(bench, run, reference, 3, math.ceil(20 / every)),
+        lambda: damaged_checkpoints(bench, run, reference),
         lambda: changed_inputs(bench, run, reference),
         lambda: moved_run(bench, run, reference),
     ]
     if full:
         jobs += [lambda: signals(bench, run, reference), lambda: real_disks(bench, run, reference)]
+    jobs += [
+        lambda: random_kills(bench, run, reference, math.ceil(50 / every), 2),
+        lambda: repeated_crashes(bench, run, reference, math.ceil(10 / every), 1),
+    ]
+    modes: tuple[Mode, ...] = ("power", "torn", "full", "kill")
+    jobs += [
+        lambda mode=mode, n=n: crashes(bench, run, reference, mode, every, n % every)  # type: ignore[misc]
+        for n, mode in enumerate(modes)
+    ]
     return jobs

@@ -84,7 +84,7 @@ def _work(session: Session, raw: RawImage, crystal: Crystal) -> Twin:
     from qhrtem.run.stopping import stoppable
     from qhrtem.stages.pipeline import fit_image
 
-    prepare()
+    prepare(session.threads)
     console, folder = Console(), session.folder.path
     remedy = f"go on with `qhrtem resume {folder}`"
     try:

@@ -23,6 +23,7 @@ from qhrtem.run.folder import RunFolder, check_free, create_run, find_run
 from qhrtem.run.identity import Identity, result_hash
 from qhrtem.run.journal import Journal, JournalWarning, read_journal, torn_message
 from qhrtem.run.lock import owner
+from qhrtem.run.process import algebra_threads
 from qhrtem.run.store import Store
 from qhrtem.stages.checkpoint import step_of
 
@@ -38,6 +39,7 @@ class Session:
     journal: Journal
     store: Store
     past: list[Step] = field(default_factory=list)  # history that needs no computing again
+    threads: int | None = None  # of matrix algebra when the run was begun
 
     def __enter__(self) -> Session:
         return self
@@ -96,6 +98,7 @@ def _first(folder: RunFolder, plan: Plan, identity: Identity, more: dict[str, An
                 "owner": owner(),
                 **identity.record(),
                 "files": _relative_files(plan, folder.path),
+                "threads": algebra_threads(),
                 **more,
             }
         )
@@ -149,7 +152,8 @@ def resume(path: Path) -> Session:
             )
         store = Store(folder.checkpoints, journal)
         journal.append({"event": "resume", "owner": owner(), "finished_parts": len(store.finished)})
-        return Session(folder, plan, journal, store, [step_of(s) for s in store.steps()])
+        past = [step_of(s) for s in store.steps()]
+        return Session(folder, plan, journal, store, past, first.get("threads"))
     except BaseException:
         journal.close()
         raise
