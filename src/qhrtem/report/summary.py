@@ -93,8 +93,8 @@ def _valences(twin: Twin) -> list[Row]:
 def _atoms(twin: Twin) -> list[Row]:
     found = composition(twin)
     return [
-        (f"{e} atoms", value_and_sigma(float(n), float(s)), "1", "fitted region",
-         f"ratio {r:.3f} ± {d:.3f}, ideal {i:g}")
+        (f"{e} atoms", f"{int(n)} ± {s:.1f}", "1", "fitted region",
+         f"in a mean cell {r:.3f} ± {d:.3f}, ideal {i:g}")
         for e, n, s, r, d, i in zip(
             found.elements, found.atoms, found.sigma, found.ratio, found.ratio_sigma, found.ideal, strict=True
         )

@@ -96,7 +96,7 @@ class Composition:
     elements: tuple[str, ...]
     atoms: NDArray[np.int64]  # (E,)
     sigma: NDArray[np.float64]  # (E,) one standard deviation
-    ratio: NDArray[np.float64]  # (E,) to the rarest element of the ideal crystal
+    ratio: NDArray[np.float64]  # (E,) in a mean projected cell, to the rarest element of the ideal crystal
     ratio_sigma: NDArray[np.float64]  # (E,)
     ideal: NDArray[np.float64]  # (E,)
 
@@ -104,9 +104,9 @@ class Composition:
 def composition(twin: Twin) -> Composition:
     """Return the stoichiometry of the columns inside the fitted region.
 
-    A column whose counts are exact with probability p contributes the variance (1 − p) of one atom to each of
-    its elements. Columns are taken as independent. An edge cuts cells, so a small field departs from the
-    ideal ratio without being off stoichiometry.
+    Ratios are of atoms in a mean projected cell, one column of each kind, so that kinds which the border cuts
+    unevenly count alike; surfaces still differ from kind to kind. A column whose counts are exact with
+    probability p contributes the variance (1 − p) of one atom to each of its elements, independently.
     """
     table = twin.columns
     inner = table.inside
@@ -117,7 +117,21 @@ def composition(twin: Twin) -> Composition:
     crystal, _, _ = crystal_of(twin)
     content = np.array([sum(s.occupancy for s in crystal.species if s.element == e) for e in table.elements])
     rare = int(np.argmin(np.where(content > 0, content, np.inf)))
-    ratio = atoms / max(int(atoms[rare]), 1)
-    relative = np.hypot(sigma / np.maximum(atoms, 1), sigma[rare] / max(int(atoms[rare]), 1))
+    kind = np.array(table.kind, dtype=object)[inner]
+    cell, variance = np.zeros(len(table.elements)), np.zeros(len(table.elements))
+    for name in _kinds_of_a_cell(twin):
+        mine = kind == name
+        if mine.any():
+            cell += counts[mine].mean(0)
+            variance += (doubt[mine][:, None] * (counts[mine] > 0)).sum(0) / mine.sum() ** 2
+    base = max(cell[rare], 1e-9)
+    relative = np.sqrt(variance / np.maximum(cell, 1e-9) ** 2 + variance[rare] / base**2)
     relative[rare] = 0.0
+    ratio = cell / base
     return Composition(table.elements, atoms, sigma, ratio, ratio * relative, content / content[rare])
+
+
+def _kinds_of_a_cell(twin: Twin) -> list[str]:
+    """Return the names of the columns of one projected cell, as often as they occur in it."""
+    assert twin.fitted is not None  # crystal_of has refused a twin without
+    return [k.name for k in twin.fitted.columns.projection.kinds]
