@@ -6,12 +6,13 @@ STAMP  := $(VENV)/.installed
 RUN    ?= demo_run
 REFERENCE ?= ../shared/reference/drprobe
 
-.PHONY: help venv demo test lint bench-forward bench-optimiser bench-optimiser-full clean
+.PHONY: help venv demo test lint bench-input bench-forward bench-optimiser bench-optimiser-full clean
 
 help:
 	@echo "make demo   fit the bundled image and score the result (about 15 minutes the first time)"
 	@echo "make test   run all tests"
 	@echo "make lint   ruff, mypy and the import layers"
+	@echo "make bench-input     calibration on altered phantoms, files of other people, damaged files"
 	@echo "make bench-forward   cost and agreement of the simulator, written to benchmarks/*.md"
 	@echo "make venv   only the virtual environment in $(VENV)"
 	@echo "make bench-optimiser       compare the main optimisers on small budgets (a few minutes)"
@@ -45,6 +46,13 @@ lint: $(STAMP)
 	$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_layers.py
 
 # Tables that need more than the repository (reference data, abTEM) say so where it is missing.
+# These need the shared data; DATA says where it is.
+DATA ?= ../shared/data
+bench-input: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/calibration.py --data $(DATA)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/real_files.py --data $(DATA)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzzing.py --data $(DATA)
+
 bench-forward: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/forward.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/thermal.py
