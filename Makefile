@@ -6,7 +6,8 @@ STAMP  := $(VENV)/.installed
 RUN    ?= demo_run
 REFERENCE ?= ../shared/reference/drprobe
 
-.PHONY: help venv demo test test-faults lint docs bench-forward bench-optimiser bench-optimiser-full clean
+.PHONY: help venv demo test test-faults lint docs bench-input bench-forward bench-optimiser \
+  bench-optimiser-full clean
 
 help:
 	@echo "make demo   fit the bundled image and score the result (about 15 minutes the first time)"
@@ -14,6 +15,7 @@ help:
 	@echo "make test-faults   stop a run in every way there is and let it go on (ten minutes), benchmarks/faults.md"
 	@echo "make lint   ruff, mypy and the import layers"
 	@echo "make docs   the documentation site in build/site, strictly"
+	@echo "make bench-input     calibration on altered phantoms, files of other people, damaged files"
 	@echo "make bench-forward   cost and agreement of the simulator, written to benchmarks/*.md"
 	@echo "make venv   only the virtual environment in $(VENV)"
 	@echo "make bench-optimiser       compare the main optimisers on small budgets (a few minutes)"
@@ -54,6 +56,13 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Tables that need more than the repository (reference data, abTEM) say so where it is missing.
+# These need the shared data; DATA says where it is.
+DATA ?= ../shared/data
+bench-input: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/calibration.py --data $(DATA)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/real_files.py --data $(DATA)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzzing.py --data $(DATA)
+
 bench-forward: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/forward.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/thermal.py

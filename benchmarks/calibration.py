@@ -388,8 +388,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
     took = [r for r in rows if "pixel" in r]
     return (
         f"{len(right)} of {len(rows)} as they should be. Of {len(took)} accepted: found at least "
-        f"{min(r['found'] for r in took):.3f}, invented at most {max(r['invented'] for r in took):.3f}, pixel "
-        f"size within {max(abs(r['pixel']) for r in took):.3f} %, rotation within "
+        f"{min(r['found'] for r in took):.3f}, invented at most {max(r['invented'] for r in took):.3f}, "
+        f"pixel size within {max(abs(r['pixel']) for r in took):.3f} %, rotation within "
         f"{max(abs(r['rotation']) for r in took):.3f}°."
     )
 

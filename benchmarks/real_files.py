@@ -56,27 +56,103 @@ class Expected:
 
 
 FILES = (
-    Expected("formats/dmTest_float32_nonSquare_diffPixelSize.dm3", (64, 128), (2, 10), 520192, refused="pixels of 4.47"),
-    Expected("formats/dmTest_float32_nonSquare_diffPixelSize.dm4", (64, 128), (2, 10), 520192, refused="pixels of 4.47"),
-    Expected("formats/dmTest_3D_int16_64,65,66.dm3", (65, 64), (30, 0.02), 8648640, 66, refused="pixels of 0.77"),
-    Expected("formats/test_STEM_image.dm3", (68, 68), (2.48538, 2.48538), 150998555, tension=200, refused="STEM"),
-    Expected("formats/64x64_TEM_images_acquire.emi", (64, 64), (62.8183, 62.8183), 165050961, tension=200, refused="pixels of 62.8"),
-    Expected("formats/64x64_TEM_images_acquire_1.ser", (64, 64), (62.8183, 62.8183), 165050961, tension=200, refused="pixels of 62.8"),
+    Expected(
+        "formats/dmTest_float32_nonSquare_diffPixelSize.dm3",
+        (64, 128),
+        (2, 10),
+        520192,
+        refused="pixels of 4.47",
+    ),
+    Expected(
+        "formats/dmTest_float32_nonSquare_diffPixelSize.dm4",
+        (64, 128),
+        (2, 10),
+        520192,
+        refused="pixels of 4.47",
+    ),
+    Expected(
+        "formats/dmTest_3D_int16_64,65,66.dm3", (65, 64), (30, 0.02), 8648640, 66, refused="pixels of 0.77"
+    ),
+    Expected(
+        "formats/test_STEM_image.dm3", (68, 68), (2.48538, 2.48538), 150998555, tension=200, refused="STEM"
+    ),
+    Expected(
+        "formats/64x64_TEM_images_acquire.emi",
+        (64, 64),
+        (62.8183, 62.8183),
+        165050961,
+        tension=200,
+        refused="pixels of 62.8",
+    ),
+    Expected(
+        "formats/64x64_TEM_images_acquire_1.ser",
+        (64, 64),
+        (62.8183, 62.8183),
+        165050961,
+        tension=200,
+        refused="pixels of 62.8",
+    ),
     Expected("formats/64x64_TEM_images_acquire.npy", (64, 64), None, 165050961),
-    Expected("formats/64x64x5_TEM_preview.emi", (64, 64), (62.8183, 62.8183), 42890461.5, 5, 200, "pixels of 62.8"),
-    Expected("formats/64x64x5_TEM_preview_1.ser", (64, 64), (62.8183, 62.8183), 42890461.5, 5, 200, "pixels of 62.8"),
-    Expected("formats/fei_example_tem_stack.emd", (3, 3), (0.08172883, 0.08172883), 153, 2, 300, "3 × 3 pixels"),
-    Expected("formats/Camera Ceta Imaging Micro.emd", (512, 512), (31.38837, 31.38837), -411708, tension=300, refused="not exposed"),
+    Expected(
+        "formats/64x64x5_TEM_preview.emi", (64, 64), (62.8183, 62.8183), 42890461.5, 5, 200, "pixels of 62.8"
+    ),
+    Expected(
+        "formats/64x64x5_TEM_preview_1.ser",
+        (64, 64),
+        (62.8183, 62.8183),
+        42890461.5,
+        5,
+        200,
+        "pixels of 62.8",
+    ),
+    Expected(
+        "formats/fei_example_tem_stack.emd", (3, 3), (0.08172883, 0.08172883), 153, 2, 300, "3 × 3 pixels"
+    ),
+    Expected(
+        "formats/Camera Ceta Imaging Micro.emd",
+        (512, 512),
+        (31.38837, 31.38837),
+        -411708,
+        tension=300,
+        refused="not exposed",
+    ),
     Expected("formats/example_image.emd", (3, 3), None, 36, refused="3 × 3 pixels"),
     Expected("formats/temp.mrc", (128, 128), (2, 2), 24435.3, 3, refused="pixels of 2 Å"),
-    Expected("formats/test_loading_image_saved_with_DM.tif", (68, 68), (1686.75, 1686.75), 15422830, refused="pixels of 1687"),
-    Expected("formats/test_loading_image_saved_with_imageJ.tif", (68, 68), (1686.75, 1686.75), 15422830, refused="pixels of 1687"),
+    Expected(
+        "formats/test_loading_image_saved_with_DM.tif",
+        (68, 68),
+        (1686.75, 1686.75),
+        15422830,
+        refused="pixels of 1687",
+    ),
+    Expected(
+        "formats/test_loading_image_saved_with_imageJ.tif",
+        (68, 68),
+        (1686.75, 1686.75),
+        15422830,
+        refused="pixels of 1687",
+    ),
     Expected("real/graphene_flower_raw.tif", (256, 256), structure="graphene", lattice_A=(0.219, 0.003)),
-    Expected("real/graphene_filtered.dm3", (512, 512), (0.13821, 0.13821), refused="mean of zero", structure="graphene", lattice_A=(0.13738, 0.001)),
+    Expected(
+        "real/graphene_filtered.dm3",
+        (512, 512),
+        (0.13821, 0.13821),
+        refused="mean of zero",
+        structure="graphene",
+        lattice_A=(0.13738, 0.001),
+    ),
     Expected("real/TiO2_0eV.tif", (256, 256), refused="8-bit", structure="rutile", lattice_A=(0.6146, 0.012)),
-    Expected("real/16_STOimage_1.ser", (1024, 1024), (0.100127, 0.100127), tension=80, refused="STEM", structure="SrTiO3", lattice_A=(0.0967, 0.0006)),
+    Expected(
+        "real/16_STOimage_1.ser",
+        (1024, 1024),
+        (0.100127, 0.100127),
+        tension=80,
+        refused="STEM",
+        structure="SrTiO3",
+        lattice_A=(0.0967, 0.0006),
+    ),
     Expected("real/16_STOimage.emi", (1024, 1024), (0.100127, 0.100127), tension=80, refused="STEM"),
-)  # fmt: skip
+)
 
 
 def check(expected: Expected, data: Path, crystals: dict[str, Crystal]) -> tuple[str, str, str, bool]:
@@ -168,7 +244,7 @@ def main() -> None:
         "",
         f"{right} of {len(FILES)} as their origin says.",
         "",
-        "| file | read | for a fit | lattice, with the crystal given and neither zone axis nor pixel size asked | right |",
+        "| file | read | for a fit | lattice, given the crystal but no zone axis | right |",
         "|---|---|---|---|---|",
         *rows,
         "",

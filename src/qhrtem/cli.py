@@ -307,9 +307,9 @@ def _fittable(plan: Plan) -> RawImage:
     """Return the image of a plan. Raises InputError where it is of a kind that cannot be fitted."""
     from qhrtem.calibrate.claims import require_fittable
     from qhrtem.calibrate.intensity import planned_pitch
-    from qhrtem.io.micrograph import read_image
+    from qhrtem.io.masks import read_planned
 
-    raw = read_image(plan.image.path, plan.image.dataset, plan.image.frame)
+    raw = read_planned(plan.image)
     require_fittable(replace(raw, pixel_size_A=planned_pitch(plan.image, raw)))
     return raw
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from qhrtem.calibrate.survey import Survey, survey
 from qhrtem.errors import PlanError
-from qhrtem.io.micrograph import read_image
+from qhrtem.io.masks import read_planned
 from qhrtem.plan import ImagePlan, Plan, load_plan, plan_from_tables
 from qhrtem.report.inspection import Account, account
 from qhrtem.specimen.crystal import read_cif
@@ -40,7 +40,7 @@ def inspect_image(
         high_tension_kV = plan.microscope.high_tension_kV
     else:
         asked = _checked(source, image, zone, high_tension_kV)
-    raw = read_image(asked.path, asked.dataset, asked.frame)
+    raw = read_planned(asked)
     crystal = None if cif is None else read_cif(cif)
     found = survey(raw, asked, crystal, None if zone is None else tuple(zone))
     return found, account(found, None if cif is None else Path(cif), high_tension_kV)

@@ -85,6 +85,10 @@ class MtfTable(_Table):
     value: tuple[float, ...]  # same length, 1 at q = 0
 
 
+_Corner = tuple[_Number, _Number]  # row, col, pixels
+_Polygon = Annotated[tuple[_Corner, ...], Field(min_length=3)]
+
+
 class ImagePlan(_Table):
     """Where the micrograph is and what is known of the camera."""
 
@@ -97,6 +101,8 @@ class ImagePlan(_Table):
     gain_counts_per_electron: _Gain | None = None
     readout_counts: _Noise | None = None  # one standard deviation
     mtf: MtfFormula | MtfTable | None = None
+    mask: Path | None = None  # image of the same size, zero where a pixel must not be used
+    exclude: tuple[_Polygon, ...] | None = None  # areas that must not be used
 
     @field_validator("mtf", mode="before")
     @classmethod
@@ -300,7 +306,7 @@ def _check_tables(tables: Mapping[str, Any], origin: str) -> None:
 def _rooted(tables: Tables, folder: Path) -> dict[str, dict[str, Any]]:
     """Copy the tables with their paths made absolute against a folder."""
     out = {name: dict(table) for name, table in tables.items()}
-    for table, key in (("image", "path"), ("structure", "path"), ("image", "mtf")):
+    for table, key in (("image", "path"), ("structure", "path"), ("image", "mtf"), ("image", "mask")):
         value = out.get(table, {}).get(key)
         if isinstance(value, (str, Path)):
             absolute = (folder / Path(value).expanduser()).resolve()

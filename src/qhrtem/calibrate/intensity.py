@@ -30,6 +30,7 @@ LEVEL_SIGMA = 0.002  # relative, of a vacuum level that was given
 UNEVEN_SIGMA = 0.002  # relative, least of one that was found: vacuum beside a specimen is not quite empty
 FEW_PIXELS = 1000  # that the noise is taken to be known from where there is no vacuum
 SQUARE = 0.02  # relative difference of the pitches below which pixels count as square
+LEAST_USABLE = 0.02  # share of pixels that a user's mask must leave
 MOST_INVALID = 0.2  # share of unusable pixels beyond which an image is not worth fitting
 
 
@@ -81,11 +82,20 @@ def normalise(raw: RawImage, plan: ImagePlan, pixel_size: float) -> Micrograph:
         raise InputError(f"{raw.path}: the image is constant; there is no contrast to fit")
     defects = find_defects(counts)
     valid = defects.valid
+    if raw.usable is not None and raw.usable.mean() < LEAST_USABLE:
+        raise InputError(
+            f"{raw.path}: mask and exclude leave {100 * raw.usable.mean():.2g} % of the pixels, at least "
+            f"{100 * LEAST_USABLE:.0f} % are needed; is the mask inverted? Zero rules a pixel out"
+        )
     if valid.mean() < 1 - MOST_INVALID:
         raise InputError(
             f"{raw.path}: {100 * (1 - valid.mean()):.0f} % of the pixels are dead, saturated or outliers, at "
             f"most {100 * MOST_INVALID:.0f} % may be; was the image clipped or masked before it was exported?"
         )
+    excluded: tuple[str, ...] = ()
+    if raw.usable is not None:
+        valid = valid & raw.usable
+        excluded = (f"{100 * (1 - raw.usable.mean()):.2g} % of the image is ruled out by the plan.",)
     filled = np.where(valid, counts, np.median(counts[valid]))
     where = find_vacuum(filled) & valid
     vacuum = measure_vacuum(filled, where) if where.any() else None
@@ -100,7 +110,7 @@ def normalise(raw: RawImage, plan: ImagePlan, pixel_size: float) -> Micrograph:
         levels.span / gain,
         readout / levels.span**2,
         levels.span_sigma,
-        (*levels.notes, *said, *defects.notes()),
+        (*levels.notes, *said, *defects.notes(), *excluded),
         vacuum=where,
         gain=gain,
         gain_sigma=gain_sigma,

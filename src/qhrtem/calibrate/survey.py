@@ -99,7 +99,7 @@ def survey(
     pitch = planned_pitch(plan, raw)
     claims = read_claims(replace(raw, pixel_size_A=pitch))
     defects = find_defects(raw.counts)
-    valid = defects.valid
+    valid = defects.valid if raw.usable is None else defects.valid & raw.usable
     if not valid.any():
         valid = np.isfinite(raw.counts)
     filled = np.where(valid, raw.counts, np.median(raw.counts[valid]))

@@ -17,6 +17,7 @@ class RawImage:
     path: str  # where it came from, for messages and provenance
     pixel_size_A: tuple[float, float] | None = None  # (row, col) pitch stated by the file
     metadata: dict[str, str] | None = None  # flat, as stated by the file; never trusted
+    usable: NDArray[np.bool_] | None = None  # [row, col], False where the user rules a pixel out
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ def recommended_plan(
     """
     raw, given = found.raw, found.plan
     image: dict[str, object] = {"path": Path(raw.path).resolve()}
-    for key in ("dataset", "frame", "offset_counts", "readout_counts", "mtf"):
+    for key in ("dataset", "frame", "offset_counts", "readout_counts", "mtf", "mask", "exclude"):
         if getattr(given, key) is not None:
             image[key] = getattr(given, key)
     if math.isfinite(found.pixel_A) and 0.02 <= found.pixel_A <= 1.0:

@@ -69,6 +69,7 @@ def _draw_image(found: Survey, ax: Axes) -> None:
         ("crystal", found.lattice.crystal if found.lattice is not None else None, PALETTE[1], "-"),
         ("vacuum", found.micrograph.vacuum if found.micrograph is not None else None, PALETTE[5], "-"),
         ("left out", found.foreign, PALETTE[3], "--"),
+        ("ruled out by the plan", None if found.raw.usable is None else ~found.raw.usable, PALETTE[7], ":"),
     ]
     for name, mask, colour, line in masks:
         if mask is not None and mask.any():

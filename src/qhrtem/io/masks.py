@@ -1,0 +1,55 @@
+"""The image of a plan with what its user rules out: a mask image, or polygons in pixels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.draw import polygon2mask
+
+from qhrtem.errors import InputError
+from qhrtem.io.micrograph import read_image
+from qhrtem.model.micrograph import RawImage
+from qhrtem.plan import ImagePlan
+
+
+def read_planned(plan: ImagePlan) -> RawImage:
+    """Return the image that a plan names, with the pixels that its mask and polygons rule out.
+
+    Raises InputError where the image or the mask cannot be used, or a polygon holds no pixel of the image.
+    """
+    raw = read_image(plan.path, plan.dataset, plan.frame)
+    if plan.mask is None and plan.exclude is None:
+        return raw
+    usable = np.ones(raw.counts.shape, dtype=bool)
+    if plan.mask is not None:
+        usable &= _read_mask(plan.mask, raw)
+    for number, corners in enumerate(plan.exclude or ()):
+        inside = polygon2mask(raw.counts.shape, np.array(corners))
+        if not inside.any():
+            rows, cols = raw.counts.shape
+            raise InputError(
+                f"{raw.path}: polygon {number} of exclude holds no pixel of the {rows} × {cols} image; "
+                "its corners are [row, col] in pixels"
+            )
+        usable &= ~inside
+    return replace(raw, usable=usable)
+
+
+def _read_mask(path: Path, raw: RawImage) -> NDArray[np.bool_]:
+    try:
+        mask = read_image(path).counts
+    except InputError as error:
+        if "the image is constant" not in str(error):
+            raise
+        raise InputError(
+            f"{path}: the mask is constant; zero rules a pixel out, anything else keeps it"
+        ) from error
+    if mask.shape != raw.counts.shape:
+        raise InputError(
+            f"{path}: the mask must have the image's {raw.counts.shape[0]} × {raw.counts.shape[1]} pixels, "
+            f"got {mask.shape[0]} × {mask.shape[1]}; was it drawn on another frame or binning?"
+        )
+    return np.asarray(mask != 0)
