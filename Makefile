@@ -6,13 +6,14 @@ STAMP  := $(VENV)/.installed
 RUN    ?= demo_run
 REFERENCE ?= ../shared/reference/drprobe
 
-.PHONY: help venv demo test test-faults lint bench-forward bench-optimiser bench-optimiser-full clean
+.PHONY: help venv demo test test-faults lint docs bench-forward bench-optimiser bench-optimiser-full clean
 
 help:
 	@echo "make demo   fit the bundled image and score the result (about 15 minutes the first time)"
 	@echo "make test   run all tests"
 	@echo "make test-faults   stop a run in every way there is and let it go on (ten minutes), benchmarks/faults.md"
 	@echo "make lint   ruff, mypy and the import layers"
+	@echo "make docs   the documentation site in build/site, strictly"
 	@echo "make bench-forward   cost and agreement of the simulator, written to benchmarks/*.md"
 	@echo "make venv   only the virtual environment in $(VENV)"
 	@echo "make bench-optimiser       compare the main optimisers on small budgets (a few minutes)"
@@ -29,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { rm -rf $(VENV); echo "the venv module of Python is missing: on Debian or Ubuntu install python3-venv"; exit 2; }
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[test,docs]'
 	@touch $@
 
 demo: $(STAMP)
@@ -48,6 +49,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_layers.py
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Tables that need more than the repository (reference data, abTEM) say so where it is missing.
 bench-forward: $(STAMP)

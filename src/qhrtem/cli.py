@@ -7,10 +7,10 @@ red line on standard error and the exit code of its kind; see `qhrtem.errors`.
 from __future__ import annotations
 
 import functools
-import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar, cast
 
@@ -146,25 +146,20 @@ def inspect(
     pixel_size: PixelSize = None,
     dataset: Dataset = None,
     frame: Frame = None,
+    html: Annotated[Path | None, typer.Option(help="Write the page here as well.")] = None,
+    plan: Annotated[Path | None, typer.Option("--plan", help="Write the recommended PLAN.toml here.")] = None,
 ) -> None:
-    """Show what a file holds before fitting: facts, vacuum and, given the crystal, its lattice."""
-    from qhrtem.io.micrograph import read_image
+    """Show what a file holds before fitting, what would be refused, and a plan ready to run."""
+    from qhrtem.inspect import inspect_image, print_account, write_inspection
 
-    console = Console()
-    plan = None
-    chosen = {"pixel_size_A": pixel_size, "dataset": dataset, "frame": frame}
-    crystal = {"path": structure, "zone_axis": _direction(zone)}
-    if _is_plan(image) or None not in (structure, zone, high_tension):
-        lens = {"high_tension_kV": high_tension}
-        plan = _plan(image, {"image": chosen, "microscope": lens, "structure": crystal})
-        raw = _read(plan)
-    else:
-        raw = read_image(image, dataset, frame)
-    console.print(_facts(raw))
-    if plan is None:
-        print_warning(console, "give --structure, --zone and --high-tension to register the crystal lattice")
-        return
-    console.print(_lattice(plan, raw))
+    found, said = inspect_image(
+        image,
+        {"pixel_size_A": pixel_size, "dataset": dataset, "frame": frame},
+        {"path": structure, "zone_axis": _direction(zone)},
+        high_tension,
+    )
+    print_account(Console(), said)
+    write_inspection(found, said, html, plan)
 
 
 @app.command()
@@ -308,10 +303,15 @@ def _print_rows(console: Console, *rows: tuple[str, str]) -> None:
     console.print(table)
 
 
-def _read(plan: Plan) -> RawImage:
+def _fittable(plan: Plan) -> RawImage:
+    """Return the image of a plan. Raises InputError where it is of a kind that cannot be fitted."""
+    from qhrtem.calibrate.claims import require_fittable
+    from qhrtem.calibrate.intensity import planned_pitch
     from qhrtem.io.micrograph import read_image
 
-    return read_image(plan.image.path, plan.image.dataset, plan.image.frame)
+    raw = read_image(plan.image.path, plan.image.dataset, plan.image.frame)
+    require_fittable(replace(raw, pixel_size_A=planned_pitch(plan.image, raw)))
+    return raw
 
 
 def _is_plan(source: Path) -> bool:
@@ -351,60 +351,6 @@ def _direction(text: str | None) -> list[int] | None:
     if len(indices) != 3:
         raise PlanError(f"--zone must be three integers such as 1,1,0 or 1,-1,0, got '{text}'")
     return indices
-
-
-def _facts(raw: RawImage) -> Table:
-    """Return a table of what an image file holds."""
-    import numpy as np
-
-    counts = raw.counts
-    low, middle, high = np.percentile(counts, [1, 50, 99])
-    pitch = "not stated; give --pixel-size (Å)"
-    if raw.pixel_size_A is not None:
-        row, col = raw.pixel_size_A
-        pitch = f"{col:.5g} Å" if abs(row / col - 1) < 1e-6 else f"{row:.5g} Å (row), {col:.5g} Å (col)"
-        height, width = counts.shape[0] * row / 10, counts.shape[1] * col / 10
-        pitch += f", field {width:.4g} × {height:.4g} nm (as the file states)"
-    table = Table(title=raw.path, title_justify="left", show_header=False, box=None)
-    table.add_row("image", f"{counts.shape[0]} rows × {counts.shape[1]} columns")
-    table.add_row("pixel size", pitch)
-    table.add_row("counts", f"{counts.min():.6g} to {counts.max():.6g}")
-    table.add_row("mean, deviation", f"{counts.mean():.6g}, {counts.std():.4g}")
-    table.add_row("1 %, 50 %, 99 %", f"{low:.6g}, {middle:.6g}, {high:.6g}")
-    for key, text in (raw.metadata or {}).items():
-        if any(word in key.lower() for word in ("voltage", "beam_energy", "hightension")):
-            table.add_row("file says", f"{key} = {text}")
-    return table
-
-
-def _lattice(plan: Plan, raw: RawImage) -> Table:
-    """Return a table of vacuum, noise and the registered lattice.
-
-    Raises PlanError where no pixel size is known, InputError where the lattice is not found.
-    """
-    from qhrtem.calibrate.intensity import normalise
-    from qhrtem.calibrate.lattice import register
-    from qhrtem.specimen.crystal import project, read_cif
-
-    stated = raw.pixel_size_A
-    pixel = plan.image.pixel_size_A or (math.sqrt(stated[0] * stated[1]) if stated else None)
-    if pixel is None:
-        raise PlanError(f"{raw.path}: the file states no pixel size; give pixel_size_A or --pixel-size (Å)")
-    projection = project(read_cif(plan.structure.path), plan.structure.zone_axis)
-    micrograph = normalise(raw, plan.image, pixel)
-    found = register(micrograph.intensity, micrograph.valid, pixel, projection, raw.path)
-    table = Table(show_header=False, box=None)
-    table.add_row("dose", f"{micrograph.electrons_per_pixel:.4g} electrons per pixel of vacuum")
-    table.add_row("readout noise", f"{math.sqrt(micrograph.readout_variance):.2g} of the vacuum level")
-    table.add_row("vacuum level", f"known to {100 * micrograph.scale_sigma:.2g} %")
-    table.add_row("unusable pixels", str(int((~micrograph.valid).sum())))
-    table.add_row("lattice", f"pixel size {found.pixel_size_A:.5f} Å (stated {pixel:.5f} Å)")
-    table.add_row("", f"rotated by {found.rotation_deg:.2f}°, distorted by {100 * found.shear:.2g} %")
-    table.add_row("", f"reflections {found.evidence:.3g} times above the background")
-    table.add_row("crystal", f"{100 * found.crystal.mean():.0f} % of the image")
-    for note in micrograph.notes:
-        table.add_row("assumed", note)
-    return table
 
 
 def main() -> None:

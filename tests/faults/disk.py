@@ -64,10 +64,12 @@ class Disk:
         source, target = Path(source), Path(target)
         before = target.read_bytes() if target.is_file() else None
         os.replace(source, target)
-        self._synced[str(target)] = self._synced.pop(str(source), 0)
-        if str(source) in self._dirty:
-            self._dirty.remove(str(source))
-            self._dirty.add(str(target))
+        if target.is_file():
+            # What others wrote and nobody synchronised is not safe either.
+            unsafe = str(source) in self._dirty or str(source) not in self._synced
+            self._dirty.discard(str(source))
+            (self._dirty.add if unsafe else self._dirty.discard)(str(target))
+            self._synced[str(target)] = self._synced.pop(str(source), 0)
         self._names.append(("rename", source, target, before))
 
     def _now(self, what: str) -> bool:

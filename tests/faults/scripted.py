@@ -75,11 +75,12 @@ class Scripted:
         log.done = 0.1  # as the real parts do, for the steps that follow too
         for number in range(TRIALS):
 
-            def objective(v: Floats, number: int = number) -> float:
+            def objective(v: Floats, number: int = number) -> dict[str, Floats]:
                 self._evaluated(f"trial {number}")
-                return float(np.sin(v @ v) + 1 / 3)
+                return {"value": np.sin(v @ v) + 1 / 3, "slope": 1 / (v + 7)}
 
-            value = memory.trial("search", number, vector, objective)
+            values = memory.trial("search", number, vector, objective)
+            value = float(values["value"]) + float(values["slope"].sum())
             vector = np.tanh(vector * value + rng.normal(size=4))
             log("imaging", value)
         return [(value, np.eye(2) + 1e-3 * vector.reshape(2, 2))]

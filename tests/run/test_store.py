@@ -93,26 +93,42 @@ def test_a_trial_is_evaluated_once_for_each_vector(tmp_path):
 
     def evaluate(vector):
         asked.append(vector.tolist())
-        return float(vector.sum()) / 3
+        return {"value": np.array(vector.sum() / 3), "slope": np.outer(vector, vector) / 7}
 
     first, other = np.array([0.1, 0.2]), np.array([0.1, 0.3])
     for _ in range(2):
         with Opened(tmp_path) as store:
-            assert store.trial("imaging 0", 4, first, evaluate) == first.sum() / 3
-            assert store.trial("imaging 1", 4, first, evaluate) == first.sum() / 3
+            for part in ("imaging 0", "imaging 1"):
+                values = store.trial(part, 4, first, evaluate)
+                assert float(values["value"]) == first.sum() / 3
+                assert values["slope"].tobytes() == (np.outer(first, first) / 7).tobytes()
     assert asked == [first.tolist()] * 2
     with Opened(tmp_path) as store:
-        assert store.trial("imaging 0", 4, other, evaluate) == other.sum() / 3
-        assert store.trial("imaging 0", 5, first, lambda v: float("inf")) == float("inf")
+        assert float(store.trial("imaging 0", 4, other, evaluate)["value"]) == other.sum() / 3
+        store.trial("imaging 0", 5, first, lambda v: {"value": np.array(np.inf)})
     with Opened(tmp_path) as store:
-        assert store.trial("imaging 0", 5, first, evaluate) == float("inf")
+        assert float(store.trial("imaging 0", 5, first, evaluate)["value"]) == np.inf
     assert len(asked) == 3
+
+
+def test_a_trial_with_a_damaged_array_is_evaluated_again(tmp_path):
+    def evaluate(vector):
+        return {"slope": vector / 7}
+
+    with Opened(tmp_path) as store:
+        store.trial("imaging 0", 0, np.ones(2), evaluate)
+    (file,) = (tmp_path / "arrays").iterdir()
+    file.write_bytes(b"junk")
+    with pytest.warns(CheckpointWarning, match="trial 0 of 'imaging 0'"), Opened(tmp_path) as store:
+        assert store.trial("imaging 0", 0, np.ones(2), evaluate)["slope"].tolist() == [1 / 7, 1 / 7]
+    with Opened(tmp_path) as store:
+        store.trial("imaging 0", 0, np.ones(2), lambda v: 1 / 0)
 
 
 def test_a_trial_asked_for_but_not_told_is_evaluated_again(tmp_path):
     with Opened(tmp_path) as store, pytest.raises(ZeroDivisionError):
         store.trial("imaging 0", 0, np.ones(2), lambda v: 1 / 0)
     with Opened(tmp_path) as store:
-        assert store.trial("imaging 0", 0, np.ones(2), lambda v: 5.0) == 5.0
+        assert store.trial("imaging 0", 0, np.ones(2), lambda v: {"value": np.array(5.0)}) == {"value": 5.0}
         events = [r["event"] for r in store._journal.records]
     assert events == ["ask"]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from qhrtem.errors import InputError
+from qhrtem.model.twin import ImagingErrors
 from qhrtem.science.bonds import composition, valence_sums
-from qhrtem.science.estimates import JointEstimate
+from qhrtem.science.estimates import JointEstimate, errors_of
 from qhrtem.science.polarisation import off_centring
 from qhrtem.science.profiles import distance_to_edge, profile, thickness_at
 from qhrtem.science.strain import strain_map
@@ -50,7 +51,7 @@ def test_profile_means_and_flatness() -> None:
     value = 2.0 + rng.normal(0, 1.0, n) + 0.5 * rng.normal()
     estimate = JointEstimate(value, np.eye(n), common, ("lens",), "Å")
     found = profile(coordinate, estimate, "distance (Å)", width=3.0)
-    assert found.cells.sum() == n and (found.cells >= 3).all()
+    assert found.cells.sum() == n and (found.cells >= 4).all()
     assert np.allclose(found.weight.sum(1), 1)
     # 40 cells a bin: the local part shrinks by √40, the common one stays.
     assert np.allclose(found.estimate.sigma, np.sqrt(0.25 + 1 / found.cells), rtol=1e-6)
@@ -59,6 +60,22 @@ def test_profile_means_and_flatness() -> None:
     sloped = dataclasses.replace(estimate, value=value + 0.2 * coordinate)
     assert sloped.flatness()[1] < 1e-6
     assert estimate.chi2(estimate.value) == pytest.approx(0.0)
+
+
+def test_an_uncertain_mistilt_moves_everything_as_its_covariance_says() -> None:
+    """A claim of 0.5 mrad is widened to the prior's 3; these positions follow the tilt by 4 pm/mrad."""
+    twin = twin_of_crystal()
+    errors = twin.position_errors
+    assert errors is not None
+    follow = np.where(errors.axis == 0, 0.04, 0.0)[:, None]  # Å for one mrad
+    tilted = dataclasses.replace(
+        twin,
+        position_errors=dataclasses.replace(errors, common_A=0.5 * follow, common_name=("imaging tilt_x",)),
+        imaging_errors=ImagingErrors(("tilt_x_mrad",), np.array([[0.25]])),
+    )
+    found = errors_of(tilted)
+    assert found.common_name[-1] == "tilt_x_mrad given the counts"
+    assert np.allclose((found.common_A**2).sum(1), (3.0 * follow[:, 0]) ** 2, atol=1e-6)
 
 
 def test_distance_to_the_edge_grows_inward() -> None:

@@ -8,15 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from scipy import ndimage
 
 from benches import bench_of
 from qhrtem.calibrate.lattice import Lattice
 from qhrtem.io.twin import read_twin, write_results
 from qhrtem.model.micrograph import Micrograph
 from qhrtem.model.microscope import INDEX, PARAMETERS
-from qhrtem.model.twin import Match, Twin
+from qhrtem.model.twin import Twin
 from qhrtem.plan import Plan
 from qhrtem.simulate.again import fitted_image
 from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
@@ -24,39 +22,9 @@ from qhrtem.stages.counts import count_round
 from qhrtem.stages.covariance import position_errors
 from qhrtem.stages.joint import refine
 from qhrtem.stages.objective import State
-from qhrtem.stages.result import Evidence, claimed, make_twin, model_error
+from qhrtem.stages.result import Evidence, claimed, make_twin
 from qhrtem.stages.start import Start
 from slabs import Slab, slab
-
-
-def match(residual: NDArray[np.float64]) -> Match:
-    """A match whose residual is given in units of the noise."""
-    simulated = np.ones(residual.shape, np.float32)
-    sigma = np.full(residual.shape, 0.05, np.float32)
-    measured = (simulated + 0.05 * residual).astype(np.float32)
-    everywhere = np.ones(residual.shape, bool)
-    return Match(measured, simulated, sigma, everywhere, everywhere)
-
-
-def test_white_noise_is_no_model_error() -> None:
-    found = [model_error(match(np.random.default_rng(s).standard_normal((200, 200))), 0.1) for s in range(8)]
-    assert min(found) >= 1 and np.mean(found) < 1.1  # about 200 independent patches each
-
-
-def test_misfit_on_the_scale_of_a_column_counts() -> None:
-    rng = np.random.default_rng(1)
-    noise = rng.standard_normal((200, 200))
-    smooth = ndimage.gaussian_filter(rng.standard_normal((200, 200)), 6)
-    smooth *= 0.3 / smooth.std()
-    error = model_error(match(noise + smooth), 0.1)
-    # A Gaussian process of width 6√2 keeps 6²/(6² + 4²) of its variance under the filter of width 4, which
-    # leaves 1/(4π·4²) of that of white noise.
-    assert error == pytest.approx(1 + 0.09 * 36 / 52 * 4 * np.pi * 16, rel=0.25)
-
-
-def test_too_small_a_crystal_gives_no_estimate() -> None:
-    assert model_error(match(np.full((8, 8), 9.0)), 0.1) == 1.0
-
 
 TILT = (2e-3, -1e-3)  # x, y
 FREE = [INDEX[n] for n in ("c1", "vibration_xx")]
@@ -175,17 +143,34 @@ def test_common_errors_of_a_tilted_column_follow_its_depth(island: Slab) -> None
     refined = refine(bench, State(island.columns, island.microscope), free, [], 1)
     keep = np.arange(len(island.columns))
     z = island.model.field.reference_z
-    errors = position_errors(refined, island.columns, keep, 1.0, z)
+    errors = position_errors(refined, island.columns, keep, z)
     assert len(errors.column) == 0  # nothing was refined, so nothing is stated
     refined = refine(bench, State(island.columns, island.microscope), free, keep.tolist(), 1)
-    errors = position_errors(refined, island.columns, keep, 1.0, z)
-    doubled = position_errors(refined, island.columns, keep, 2.0, z)
+    errors = position_errors(refined, island.columns, keep, z)
+    wider = replace(refined, column_error=4.0)
+    doubled = position_errors(wider, island.columns, keep, z)
     assert np.allclose(doubled.common_A[:, 0], 2 * errors.common_A[:, 0], rtol=1e-5)
     total = errors.local_A2.toarray() + errors.common_A.astype(float) @ errors.common_A.T.astype(float)
     assert np.allclose(total, total.T, atol=1e-9)
     assert np.linalg.eigvalsh(total).min() > -1e-7
     along_y = errors.axis == 1
     assert np.abs(errors.common_A[~along_y, 0]).max() > 3 * np.abs(errors.common_A[along_y, 0]).max()
+
+
+def test_model_error_in_common_widens_what_is_shared(island: Slab) -> None:
+    bench = bench_of(island, electrons=20000.0)
+    keep = list(range(len(island.columns)))
+    refined = refine(bench, State(island.columns, island.microscope), [INDEX["tilt_x"]], keep, 1)
+    plain = refined.covariance
+    own = replace(refined, column_error=2.0).covariance
+    assert np.allclose(own, 2 * plain)
+    shared = replace(refined, column_error=2.0, common_error=6.0).covariance
+    assert shared[0, 0] == pytest.approx(6 * plain[0, 0])
+    # What a position does on its own is left at the smaller factor.
+    alone = plain[1:, 1:] - np.outer(plain[1:, 0], plain[0, 1:]) / plain[0, 0]
+    left = shared[1:, 1:] - np.outer(shared[1:, 0], shared[0, 1:]) / shared[0, 0]
+    assert np.allclose(left, 2 * alone, atol=1e-9)
+    assert np.linalg.eigvalsh(shared).min() > 0
 
 
 def test_the_stored_model_gives_the_fitted_image_again(twin: Twin, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Ways a projected lattice may lie in an image, at any rotation and pixel size, ranked by what they explain.
 
-Two questions decide, asked of the spectrum alone: how much of what is seen does the lattice explain (a lattice
+Two questions decide, asked of the spectrum alone: how much of what is seen does the lattice explain (one
 too coarse in reciprocal space leaves spots over), and how much of what the crystal should show is seen (one
 too fine, such as a √2 superlattice, predicts spots that are not there). Together they rank the candidates, so
 the stated pixel size is not needed to find them and can be judged by them.
@@ -98,7 +98,7 @@ def find_candidates(
 
 
 def _starts(peaks: Peaks, refl: Reflections, aspect: float) -> list[Floats]:
-    """Frames that put some reflection of the crystal onto one of the strongest spots, pixels taken as stated."""
+    """Frames that put some reflection of the crystal onto one of the strongest spots."""
     seeds = peaks.frequency[:SEEDS] @ np.linalg.inv(_isotropic(aspect))
     # Coarse spacings first: a fine reflection on a seed makes a lattice that explains anything.
     radius = np.linalg.norm(refl.g, axis=1)

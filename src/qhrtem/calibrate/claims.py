@@ -152,7 +152,7 @@ def _doubts(raw: RawImage) -> Iterable[str]:
     if abs(float(counts.mean()) - 1) < 2e-3:
         yield "its mean is 1: it was divided by a mean or a background, so dose and vacuum level are lost"
     if (counts < 0).any() and float(counts.mean()) > 0:
-        yield f"{100 * float((counts < 0).mean()):.2g} % of its pixels are negative: a background was taken off"
+        yield f"{100 * float((counts < 0).mean()):.2g} % of its pixels are negative: a background is off"
 
 
 def _contradictions(raw: RawImage, said: dict[str, str], tensions: list[float]) -> Iterable[str]:
@@ -197,9 +197,9 @@ def _unfit(raw: RawImage, said: dict[str, str]) -> Iterable[str]:
         yield "has 8-bit grey levels, rescaled on export, so its absolute contrast is lost; export the counts"
     deviation = float(finite.std())
     if deviation > 0 and abs(float(finite.mean())) < max(BLANK * deviation, 1e-12):
-        yield "has a mean of zero: it was filtered or its background was taken off, so its contrast is unknown"
+        yield "has a mean of zero: filtered, or its background taken off, so its contrast is unknown"
     elif deviation > 0 and float(finite.mean()) < 0.5 * deviation:
         yield (
-            f"has a mean of {finite.mean():.3g} counts with a deviation of {deviation:.3g}: the camera was not "
-            "exposed, or the background was taken off"
+            f"has a mean of {finite.mean():.3g} counts with a deviation of {deviation:.3g}: the camera "
+            "was not exposed, or the background was taken off"
         )

@@ -45,8 +45,8 @@ class Defects:
 def find_defects(counts: Floats) -> Defects:
     """Return the defects of an image [row, col] in counts.
 
-    A pixel is an outlier where it leaves the median of its eight neighbours by more than noise and the lattice
-    do nearby; found ones are taken out of the medians and the search goes on, so that clusters are found.
+    A pixel is an outlier where it leaves the median of its eight neighbours by more than noise and lattice do
+    nearby; found ones are taken out of the medians and the search goes on, so that clusters are found.
     """
     finite = np.isfinite(counts)
     filled = np.where(finite, counts, np.median(counts[finite]))

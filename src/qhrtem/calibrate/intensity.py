@@ -28,6 +28,7 @@ Floats = NDArray[np.float64]
 SMALLEST_IMAGE = 48  # pixels along an edge
 LEVEL_SIGMA = 0.002  # relative, of a vacuum level that was given
 UNEVEN_SIGMA = 0.002  # relative, least of one that was found: vacuum beside a specimen is not quite empty
+FEW_PIXELS = 1000  # that the noise is taken to be known from where there is no vacuum
 SQUARE = 0.02  # relative difference of the pitches below which pixels count as square
 MOST_INVALID = 0.2  # share of unusable pixels beyond which an image is not worth fitting
 
@@ -184,7 +185,7 @@ def _noise(
     if gain is None:
         most = variance / span  # if all noise is shot noise
         gain = max(variance - (readout or 0.0), 0.05 * variance) / span
-        many = vacuum.pixels if vacuum is not None else 1000
+        many = vacuum.pixels if vacuum is not None else FEW_PIXELS
         sigma = gain * math.hypot(math.sqrt(2 / many), levels.span_sigma)
         how = "the noise"
         if readout is None and transfer is not None:
@@ -202,5 +203,8 @@ def _noise(
             "factor, and error bars are too small by its root."
         )
     if readout is None:
-        readout = max(variance - gain * span, 0.0)
+        # What the sample's own scatter explains is no readout noise.
+        pixels = vacuum.pixels if vacuum is not None else FEW_PIXELS
+        excess = variance - gain * span
+        readout = excess if excess > 3 * variance * math.sqrt(2 / pixels) else 0.0
     return gain, sigma, readout, tuple(notes)

@@ -1,8 +1,8 @@
 """Lattice registration: how the crystal lies in the image, and the true pixel size, from its spectrum.
 
-Candidates are sought at any rotation and pixel size (`candidates`), so a stated size that is wrong is told from
-one that is right, and a superlattice is not taken for the lattice. The chosen one is refined over the whole
-crystal (`refine`).
+Candidates are sought at any rotation and pixel size (`candidates`), so a stated size that is wrong is told
+from one that is right, and a superlattice is not taken for the lattice. The chosen one is refined over
+the whole crystal (`refine`).
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def register(
 ) -> Lattice:
     """Return the lattice found in an image (vacuum = 1).
 
-    pixel: stated pixel size in Å, (row, col) where the axes differ, None where nothing is stated; name: of the
-    file, for messages. Raises `InputError` when no lattice of this crystal and zone axis is there, when it is
-    there only at a pixel size far from the stated one, or when nothing is stated and several sizes fit.
+    pixel: stated pixel size in Å, (row, col) where the axes differ, None where nothing is stated; name: of
+    the file, for messages. Raises `InputError` when no lattice of this crystal and zone axis is there, when
+    it is there only at a pixel size far from the stated one, or when nothing is stated and several sizes fit.
     """
     stated, aspect = _stated(pixel)
     flat = flattened(image, valid)
@@ -205,7 +205,8 @@ def _lattice(
         )
     if rival is not None:
         notes.append(
-            f"The lattice alone would also allow a pixel size of {rival.pitch_A:.4g} Å; the stated one decided."
+            f"The lattice alone would also allow a pixel size of {rival.pitch_A:.4g} Å; "
+            "the stated one decided."
         )
     return Lattice(
         found.frame,

@@ -2,13 +2,14 @@
 
 At places all over the crystal the phases of the reflections under a window are compared with their means; the
 phase that a displacement u leaves is -2π f·u, so all reflections together give u. A plane through the
-displacements is what the frame is wrong by; their scatter gives its covariance. Places are weighted down where
-they do not follow the plane: columns near steps, a defect, a second grain.
+displacements is what the frame is wrong by; their scatter gives its covariance. Places are weighted down
+where they do not follow the plane: columns near steps, a defect, a second grain.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,7 +100,7 @@ def _displacements(flat: Floats, inner: NDArray[np.bool_], place: Floats, f: Flo
     return np.asarray(np.linalg.solve(normal, right[..., None])[..., 0])
 
 
-def _robust_plane(design: Floats, u: Floats) -> tuple[Floats, Floats, Floats]:
+def _robust_plane(design: Floats, u: Floats) -> tuple[Floats, Floats, Any]:
     """Return the plane (3, 2) through displacements, what it leaves (P, 2) and the weights (P,)."""
     weight = np.ones(len(u))
     for _ in range(12):
@@ -108,4 +109,4 @@ def _robust_plane(design: Floats, u: Floats) -> tuple[Floats, Floats, Floats]:
         left = u - design @ plane
         spread = 1.4826 * float(np.median(np.abs(left)))
         weight = np.minimum(1.0, TRUST * max(spread, 1e-6) / np.maximum(np.linalg.norm(left, axis=1), 1e-9))
-    return plane, left, weight
+    return np.asarray(plane), left, np.asarray(weight)

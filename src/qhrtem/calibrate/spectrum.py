@@ -114,7 +114,8 @@ class Spectrum:
         top[n // 2, : n // 2] = False
         rows, cols = np.nonzero(top)
         order = np.argsort(self.snr[rows, cols])[::-1]
-        frequency, snr = [], []
+        frequency: list[Floats] = []
+        snr: list[float] = []
         for r, c in zip(rows[order], cols[order], strict=True):
             f = self._summit(int(r), int(c))
             height = self.snr[r, c]
@@ -131,7 +132,7 @@ class Spectrum:
         return Peaks(np.array(frequency).reshape(-1, 2), np.array(snr))
 
     def _summit(self, row: int, col: int) -> Floats:
-        """Return the frequency of a local maximum to a fraction of a pixel, by parabolas through logarithms."""
+        """Return the frequency of a local maximum to a fraction of a pixel: parabolas through logarithms."""
         out = []
         for axis, at in ((0, row), (1, col)):
             if not 0 < at < self.n - 1:

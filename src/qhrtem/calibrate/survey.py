@@ -1,4 +1,4 @@
-"""Survey: everything an image says before it is fitted, each part on its own, so that one failure hides none."""
+"""Survey: everything an image says before it is fitted, each part on its own: one failure hides no other."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Survey:
         return self.micrograph.electrons_per_pixel / shared / self.pixel_A**2
 
     def information_limit(self) -> tuple[float, float]:
-        """Return the finest spot's frequency in cycles/pixel and its spacing in Å, nan where there is none."""
+        """Return the finest spot's frequency in cycles/pixel and its spacing in Å, nan where none is."""
         if self.peaks is None or not len(self.peaks.snr):
             return math.nan, math.nan
         radius = np.linalg.norm(self.peaks.frequency, axis=1)
@@ -139,8 +139,8 @@ def _compared(
         if not zones or zones[0].candidate.merit < CONVINCING:
             at = "" if pitch is None else f" at the stated pixel size of {mean_pitch(pitch):.4g} Å"
             return found, [
-                f"No low-index view of {crystal.name} explains the spots of the image{at}; check the CIF and the "
-                "pixel size, or give the zone axis."
+                f"No low-index view of {crystal.name} explains the spots of the image{at}; check the CIF and "
+                "the pixel size, or give the zone axis."
             ]
         zone = zones[0].zone
     found = replace(found, zone=zone, crystal=crystal)

@@ -132,8 +132,8 @@ class Transfer:
 def photon_transfer(counts: Floats, valid: Bools) -> Transfer | None:
     """Return how the noise rises with the local mean, or None where the image has too little contrast for it.
 
-    The noise is what lies beyond `HIGH_PASS`, where a well-sampled lattice has nothing; each pixel's square of
-    it is regressed on the local mean. Pixels are taken as independent.
+    The noise is what lies beyond `HIGH_PASS`, where a well-sampled lattice has nothing; its square in each
+    pixel is regressed on the local mean. Pixels are taken as independent.
     """
     filled = np.where(valid, counts, ndimage.median_filter(counts, 5))
     fy = np.fft.fftfreq(counts.shape[0])[:, None]
@@ -143,8 +143,8 @@ def photon_transfer(counts: Floats, valid: Bools) -> Transfer | None:
     high = np.fft.irfft2(spectrum * passed, s=counts.shape)
     doubled = np.broadcast_to(np.where((fx == 0) | (fx == 0.5), 1.0, 2.0), passed.shape)
     share = float((passed * doubled).sum() / counts.size)
-    # The variance at a pixel is that of its surroundings under the squared response of the filter, so the mean
-    # is taken under it too; both are smoothed alike, lest a pixel's own noise move its mean.
+    # The variance at a pixel is that of its surroundings under the squared response of the filter, so its
+    # mean is taken under it too; both are smoothed alike, lest a pixel's own noise move its mean.
     response = np.fft.rfft2(np.fft.irfft2(passed.astype(float), s=counts.shape) ** 2)
     mean = ndimage.gaussian_filter(np.fft.irfft2(spectrum * response, s=counts.shape) / share, SMOOTH)
     power = ndimage.gaussian_filter(high**2, SMOOTH) / share

@@ -14,7 +14,7 @@ from qhrtem.calibrate.spectrum import Peaks, Spectrum
 from qhrtem.errors import QhrtemError
 from qhrtem.specimen.crystal import Crystal, Projection, project
 
-# Low-index directions, the usual ones first; views that a crystal's symmetry makes alike are told apart below.
+# Low-index directions, the usual ones first; views alike by symmetry are put together below.
 ZONES = (
     *((0, 0, 1), (1, 0, 0), (0, 1, 0), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, -1, 0), (1, 1, 1)),
     *((1, 1, 2), (1, 2, 1), (2, 1, 1), (2, 1, 0), (1, 2, 0), (1, 0, 2), (2, 0, 1), (0, 1, 2), (0, 2, 1)),
@@ -42,7 +42,7 @@ class ZoneProposal:
         """Say it in words."""
         c = self.candidate
         return (
-            f"{100 * c.explained:.0f} % of the spots explained, {100 * c.seen:.0f} % of its reflections seen, "
+            f"{100 * c.explained:.0f} % of the spots explained, {100 * c.seen:.0f} % of its spots seen, "
             f"pixel size {c.pitch_A:.4g} Å, distortion {100 * self.distortion:.1f} %"
         )
 

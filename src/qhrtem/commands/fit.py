@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -153,10 +154,14 @@ def write_pages(twin: Twin, folder: Path) -> None:
 
 
 def _read(plan: Plan) -> tuple[RawImage, Crystal]:
+    """Return image and crystal. Raises InputError where the image is of a kind that cannot be fitted."""
+    from qhrtem.calibrate.claims import require_fittable
+    from qhrtem.calibrate.intensity import planned_pitch
     from qhrtem.io.micrograph import read_image
     from qhrtem.specimen.crystal import read_cif
 
     raw = read_image(plan.image.path, plan.image.dataset, plan.image.frame)
+    require_fittable(replace(raw, pixel_size_A=planned_pitch(plan.image, raw)))
     return raw, read_cif(plan.structure.path)
 
 

@@ -13,7 +13,8 @@ from qhrtem.report.notation import chi2_text, number, percent, value_and_sigma
 from qhrtem.science.polarisation import off_centring
 
 NOTABLE = 1.05  # ratio of crystal to vacuum χ² from which the model's own error deserves a word
-CLEAR = 3.0  # standard deviations from which a displacement is called one
+CLEAR = 3.0  # standard deviations
+CLEAR_CHI2 = 11.83  # of two components, exceeded by chance as rarely as three standard deviations
 DOUBT = 0.9  # a kind whose mean probability of exact counts is below this is named
 REMEDY = (
     "Usual causes: another structure or zone axis than stated, a pixel size or high tension that is off, "
@@ -103,10 +104,11 @@ def _polar(twin: Twin) -> tuple[str, ...]:
         found = off_centring(twin)
     except InputError:
         return ()
-    mean = found.along(found.principal_direction()).mean()
-    value, sigma = 100.0 * float(mean.value[0]), 100.0 * float(mean.sigma[0])
+    mean = found.mean_vector()
+    value = 100.0 * float(np.linalg.norm(mean.value))
+    sigma = 100.0 * float(mean.sigma.max())
     name = found.name.removeprefix("off-centring of ")
-    if value > CLEAR * sigma:
+    if mean.chi2(0.0) > CLEAR_CHI2:
         text = f"{name} stands {value_and_sigma(value, sigma)} pm off the centre of its anion cage on average"
     else:
         text = (

@@ -24,9 +24,11 @@ from qhrtem.errors import InputError
 from qhrtem.run import durable
 from qhrtem.run.journal import Journal
 from qhrtem.stages.checkpoint import Snapshot
+from qhrtem.stages.imaging import Values
 
 Floats = NDArray[np.float64]
 SUFFIX = ".npy"
+ARRAY = "sha256:"  # before the digest of an array in a record of a trial
 
 
 class CheckpointWarning(UserWarning):
@@ -44,7 +46,7 @@ class Store:
         self._folder, self._journal = folder, journal
         self._records: dict[str, dict[str, Any]] = {}  # by part, in the order they were finished
         self._asked: dict[tuple[str, int], list[float]] = {}
-        self._told: dict[tuple[str, int], float] = {}
+        self._told: dict[tuple[str, int], dict[str, float | str]] = {}
         for record in journal.records:
             self._learn(record)
         self.damaged = {n for n, r in self._records.items() if not self._sound(n, r)}
@@ -82,27 +84,47 @@ class Store:
         self._journal.append(record)
         self._learn(record)
 
-    def trial(self, part: str, number: int, vector: Floats, evaluate: Callable[[Floats], float]) -> float:
-        """Return the value of a trial, from the journal where it holds one for the same vector."""
+    def trial(self, part: str, number: int, vector: Floats, evaluate: Callable[[Floats], Values]) -> Values:
+        """Return what a trial gave, from the journal where it holds one for the same vector.
+
+        A trial whose arrays are damaged is evaluated again.
+        """
         key, numbers = (part, number), [float(v) for v in vector]
         if self._asked.get(key) == numbers and key in self._told:
-            return self._told[key]
+            try:
+                return {name: self._unpacked(v) for name, v in self._told[key].items()}
+            except (InputError, OSError, ValueError) as error:
+                warnings.warn(
+                    f"trial {number} of '{part}' is damaged ({error})", CheckpointWarning, stacklevel=2
+                )
         ask = {"event": "ask", "part": part, "trial": number, "vector": numbers}
         if self._asked.get(key) != numbers:
             self._journal.append(ask, sync=False)
             self._learn(ask)
         begin = time.monotonic()
-        value = float(evaluate(vector))
+        values = {name: np.asarray(v, dtype=np.float64) for name, v in evaluate(vector).items()}
         tell = {
             "event": "tell",
             "part": part,
             "trial": number,
-            "value": value if math.isfinite(value) else str(value),
+            "values": {name: self._packed(v) for name, v in values.items()},
             "seconds": round(time.monotonic() - begin, 4),
         }
         self._journal.append(tell)
         self._learn(tell)
-        return value
+        return values
+
+    def _packed(self, array: Floats) -> float | str:
+        """Return a number as itself (or its name, if it is not finite), an array as its digest."""
+        if array.ndim:
+            return ARRAY + self._write(np.array(array, order="C"))
+        number = float(array)
+        return number if math.isfinite(number) else str(number)
+
+    def _unpacked(self, packed: float | str) -> Floats:
+        if isinstance(packed, str) and packed.startswith(ARRAY):
+            return self._read(packed.removeprefix(ARRAY))
+        return np.array(float(packed))
 
     def _learn(self, record: dict[str, Any]) -> None:
         event = record.get("event")
@@ -117,7 +139,7 @@ class Store:
             self._asked[key] = record["vector"]
             self._told.pop(key, None)
         elif event == "tell":
-            self._told[record["part"], record["trial"]] = float(record["value"])
+            self._told[record["part"], record["trial"]] = record["values"]
 
     def _sound(self, name: str, record: dict[str, Any]) -> bool:
         for array in record["arrays"].values():

@@ -76,7 +76,8 @@ def valence_sums(twin: Twin, cation: str) -> ValenceMap:
             for axis in (0, 1):
                 rows.append((c, int(index[atoms.column[o], names.index("O"), axis]), float(g[axis])))
                 rows.append((c, int(index[c, names.index(cation), axis]), -float(g[axis])))
-    column = np.array([c for c in total if all(j >= 0 for r, j, _ in rows if r == c)], dtype=np.int64)
+    unrefined = {c for c, j, _ in rows if j < 0}
+    column = np.array([c for c in total if c not in unrefined], dtype=np.int64)
     if not len(column):
         raise InputError(f"no {cation} atom inside the fitted region has its {len(bonds)} oxygen neighbours")
     place = {int(c): n for n, c in enumerate(column)}

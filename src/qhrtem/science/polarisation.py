@@ -63,9 +63,14 @@ class CellMap:
         unit = unit / np.linalg.norm(unit)
         return self.vectors.combined(np.kron(np.eye(len(self.column)), unit[None]))
 
+    def mean_vector(self) -> JointEstimate:
+        """Return the mean over the cells: two components x, y with their joint errors."""
+        n = len(self.column)
+        return self.vectors.combined(np.kron(np.full((1, n), 1 / n), np.eye(2)))
+
     def principal_direction(self) -> Floats:
         """Return the unit vector (2,) of the mean, or of the largest spread where the mean is no signal."""
-        mean = self.vectors.combined(np.kron(np.full((1, len(self.column)), 1 / len(self.column)), np.eye(2)))
+        mean = self.mean_vector()
         if (np.abs(mean.value) > 3 * mean.sigma).any():
             return np.asarray(mean.value / np.linalg.norm(mean.value))
         _, axes = np.linalg.eigh(self.value.T @ self.value)

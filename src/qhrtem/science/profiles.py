@@ -14,6 +14,7 @@ from qhrtem.model.twin import Twin
 from qhrtem.science.estimates import JointEstimate
 
 Floats = NDArray[np.float64]
+BINS = 8
 LEAST_VACUUM = 0.01  # share of the image that must be vacuum for it to have an edge
 
 
@@ -54,18 +55,18 @@ def thickness_at(twin: Twin, column: NDArray[np.int64]) -> Floats:
 
 
 def profile(
-    coordinate: Floats, estimate: JointEstimate, abscissa: str, width: float | None = None, least: int = 3
+    coordinate: Floats, estimate: JointEstimate, abscissa: str, width: float | None = None, least: int = 4
 ) -> Profile:
     """Return the mean of an estimate in bins of a coordinate, cells weighted by their local variance.
 
-    width: of a bin; None: so that about twelve bins cover the range. Bins with fewer than `least` cells join
+    width: of a bin; None: so that at most eight bins cover the range. Bins with fewer than `least` cells join
     their neighbour.
     """
     coordinate = np.asarray(coordinate, dtype=float)
     if len(coordinate) != len(estimate) or not len(estimate):
         raise InputError(f"a profile needs one coordinate a cell, got {len(coordinate)} for {len(estimate)}")
     span = float(np.ptp(coordinate))
-    step = width or max(span / 12, 1e-9)
+    step = width or max(span / BINS, 1e-9)
     number = np.floor((coordinate - coordinate.min()) / step + 1e-9).astype(int)
     bins: list[list[int]] = []
     for b in range(number.max() + 1):

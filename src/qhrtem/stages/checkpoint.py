@@ -25,7 +25,7 @@ from qhrtem.model.microscope import Microscope
 from qhrtem.model.twin import Step
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.specimen.crystal import Projection
-from qhrtem.stages.imaging import Hypothesis
+from qhrtem.stages.imaging import Hypothesis, Values
 from qhrtem.stages.objective import State
 
 Floats = NDArray[np.float64]
@@ -52,8 +52,8 @@ class Memory(Protocol):
         """Remember a finished part."""
         ...
 
-    def trial(self, part: str, number: int, vector: Floats, evaluate: Callable[[Floats], float]) -> float:
-        """Return the value of a trial of a part: the remembered one, or that of `evaluate`, then kept."""
+    def trial(self, part: str, number: int, vector: Floats, evaluate: Callable[[Floats], Values]) -> Values:
+        """Return what a trial of a part gave: as remembered, or by `evaluate`, then kept."""
         ...
 
 
@@ -67,8 +67,8 @@ class Forgetful:
     def keep(self, part: str, snapshot: Snapshot) -> None:
         """Do nothing."""
 
-    def trial(self, part: str, number: int, vector: Floats, evaluate: Callable[[Floats], float]) -> float:
-        """Return the value of `evaluate`."""
+    def trial(self, part: str, number: int, vector: Floats, evaluate: Callable[[Floats], Values]) -> Values:
+        """Return what `evaluate` gives."""
         return evaluate(vector)
 
 

@@ -25,15 +25,14 @@ def position_errors(
     refined: Refined,
     columns: ColumnModel,
     keep: NDArray[np.int64],
-    inflation: float,
     reference_z: float,
 ) -> PositionErrors:
     """Return the errors of all element positions of the kept columns.
 
-    inflation: factor on all standard deviations; reference_z: Å, depth at which the refined positions stand.
+    reference_z: Å, depth at which the refined positions stand.
     """
     q, p = refined.quadratic, len(refined.quadratic.imaging)
-    covariance = refined.covariance * inflation**2
+    covariance = refined.covariance
     column, element, axis, average, slide = _coordinates(refined, columns, keep, reference_z)
     imaging = covariance[:p, :p]
     # Derivative of the claimed coordinates by everything that was refined.
@@ -57,12 +56,12 @@ def position_errors(
     )
 
 
-def imaging_errors(refined: Refined, inflation: float) -> ImagingErrors:
+def imaging_errors(refined: Refined) -> ImagingErrors:
     """Return the covariance of the imaging parameters in the units users write."""
     imaging = refined.quadratic.imaging
     p = len(imaging)
     unit = np.array([PARAMETERS[i].step * PARAMETERS[i].factor for i in imaging])
-    covariance = refined.covariance[:p, :p] * np.outer(unit, unit) * inflation**2
+    covariance = refined.covariance[:p, :p] * np.outer(unit, unit)
     return ImagingErrors(tuple(PARAMETERS[i].key for i in imaging), covariance)
 
 

@@ -1,8 +1,8 @@
 """Estimate: how much memory and time a fit will need, before it starts.
 
 The memory follows from what a round of count moves holds at once: the image change of every unknown in its
-window, the sparse normal matrix over all of them, and the waves of the whole field (`benchmarks/estimate.py` shows
-how near that is). The time is that of measured fits, scaled by how fast this machine transforms.
+window, the sparse normal matrix over all of them, and the waves of the whole field (`benchmarks/estimate.py`
+shows how near that is). The time is that of measured fits, scaled by how fast this machine transforms.
 """
 
 from __future__ import annotations

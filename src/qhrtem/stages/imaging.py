@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +29,8 @@ from qhrtem.stages.cell import RepeatedCell
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Evaluate = Callable[[int, Floats, Callable[[Floats], float]], float]  # trial number, vector, objective
+Values = dict[str, NDArray[np.float64]]  # what a trial gives, by name: value, residual, jacobian ...
+Evaluate = Callable[[int, Floats, Callable[[Floats], Values]], Values]  # trial number, vector, objective
 TILE_SIGMA_A = 3.0  # Gaussian window over which cells are averaged
 RESOLUTION_A = 0.85  # finest image spacing compared
 THICKEST_A = 130.0
@@ -250,13 +250,18 @@ def search(
     """Return the best lens of one orientation: focus scan, the optimiser `OPTIMISER`, least squares.
 
     The objective is χ² of the cell averages plus the prior, with derivatives where the optimiser wants them;
-    budget: evaluations, a Jacobian counting as `JACOBIAN_TRIALS`. evaluate: gives the value of a numbered
-    trial, by the objective or from memory; what else a trial wants is computed anew.
+    budget: evaluations, a Jacobian counting as `JACOBIAN_TRIALS`. evaluate: gives the values of a numbered
+    trial by name, by the objective or from memory.
     """
 
-    def objective(vector: Floats) -> float:
+    def objective(vector: Floats) -> Values:
         residual, _ = cell_residual(match, microscope, vector, False)
-        return float(residual @ residual)
+        return {"value": np.array(residual @ residual)}
+
+    def derivatives(vector: Floats) -> Values:
+        residual, jacobian = cell_residual(match, microscope, vector, True)
+        assert jacobian is not None
+        return {"residual": residual, "jacobian": jacobian}
 
     scan = scan_focus(match, microscope)
     space = search_space(microscope, scan[0][1])
@@ -264,7 +269,7 @@ def search(
     start = np.array([microscope[n] for n in SEARCHED])
     for _, c1 in scan[:3]:
         start[0] = np.clip(c1, space.low[0], space.high[0])
-        optimiser.add(start.copy(), objective(start))
+        optimiser.add(start.copy(), float(objective(start)["value"]))
     trials = 0
     while trials < budget:
         asked = optimiser.ask()
@@ -272,13 +277,12 @@ def search(
             break
         for trial in asked:
             if trial.wants != "jacobian":
-                optimiser.tell(trial.id, evaluate(trial.id, trial.vector, objective))
+                optimiser.tell(trial.id, float(evaluate(trial.id, trial.vector, objective)["value"]))
                 trials += 1
                 continue
-            residual, jacobian = cell_residual(match, microscope, trial.vector, True)
-            square = float(residual @ residual)
-            value = evaluate(trial.id, trial.vector, partial(_known, square))
-            optimiser.tell(trial.id, value, residual=residual, jacobian=jacobian)
+            values = evaluate(trial.id, trial.vector, derivatives)
+            residual, jacobian = values["residual"], values["jacobian"]
+            optimiser.tell(trial.id, float(residual @ residual), residual=residual, jacobian=jacobian)
             trials += JACOBIAN_TRIALS
         best = optimiser.best
         assert best is not None
@@ -289,11 +293,6 @@ def search(
     final = with_searched(microscope, vector)
     misfit, origin, thickness = match.best(final)
     return Hypothesis(match.frame, final, origin, thickness, misfit)
-
-
-def _known(value: float, vector: Floats) -> float:
-    """Return a value that needs no computing."""
-    return value
 
 
 def cell_residual(

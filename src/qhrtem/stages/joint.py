@@ -31,11 +31,21 @@ class Refined:
     quadratic: Quadratic
     precision: Bordered  # (P+T, P+T) inverse covariance while the column ends are as they are
     undecided: Floats | float = 0.0  # (P+T, P+T) what undecided column ends add to the covariance
+    column_error: float = 1.0  # model error as it varies between columns, factor on variances
+    common_error: float = 1.0  # and as all columns have it in common: on what the imaging parameters share
 
     @cached_property
     def covariance(self) -> Floats:
-        """Covariance (P+T, P+T) of the continuous unknowns, in the units of the quadratic model."""
-        return np.asarray(linalg.inv(self.precision.dense()) + self.undecided)
+        """Covariance (P+T, P+T) of the continuous unknowns, in the units of the quadratic model.
+
+        Positions err on their own, by the model error of columns, and together with the imaging parameters,
+        by the larger of both.
+        """
+        p = len(self.quadratic.imaging)
+        total = self.column_error * linalg.inv(self.precision.dense()) + self.undecided
+        more = max(self.common_error / self.column_error, 1.0) - 1.0
+        shared = total[:, :p]
+        return np.asarray(total + more * shared @ linalg.solve(total[:p, :p], shared.T) if p else total)
 
 
 def total_cost(bench: Bench, state: State, imaging: list[int]) -> float:

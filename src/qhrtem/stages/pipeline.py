@@ -122,9 +122,7 @@ def calibrate(plan: Plan, raw: RawImage, projection: Projection, parts: Parts) -
     lattice = parts("calibrate", registered, LatticeForm())
     foreign = foreign_area(micrograph, lattice.crystal, lattice.pixel_size_A)
     if foreign.any():
-        note = (
-            f"{100 * foreign.mean():.1f} % of the image is neither this lattice nor vacuum and is left out."
-        )
+        note = f"{100 * foreign.mean():.1f} % of the image is neither lattice nor vacuum and is left out."
         micrograph = replace(micrograph, valid=micrograph.valid & ~foreign, notes=(*micrograph.notes, note))
     return micrograph, lattice
 

@@ -9,7 +9,6 @@ from importlib.metadata import version
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from qhrtem.calibrate.lattice import Lattice
 from qhrtem.model.micrograph import Micrograph
@@ -23,6 +22,7 @@ from qhrtem.stages.counts import CountRound
 from qhrtem.stages.covariance import imaging_errors, position_errors
 from qhrtem.stages.descent import Descent
 from qhrtem.stages.joint import Refined
+from qhrtem.stages.model_error import column_error, common_error
 from qhrtem.stages.move_model import MoveModel
 from qhrtem.stages.objective import Bench, State
 from qhrtem.stages.posterior import Marginals, sample
@@ -30,7 +30,6 @@ from qhrtem.stages.start import Start
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-CORRELATION_A = 0.4  # scale on which a wrong model shows and shot noise does not: about the width of a column
 
 
 @dataclass(frozen=True)
@@ -61,18 +60,19 @@ def make_twin(
     keep = claimed(state.columns, start)
     image = bench.image(state)
     match = _match(bench, image, lattice)
-    inflation = model_error(match, lattice.pixel_size_A)
-    marginals = undecided(state.columns, evidence, inflation, plan.run.seed)
-    probability = count_probability(state.columns, evidence, marginals, inflation)
-    evidence = replace(evidence, refined=with_undecided(evidence.refined, marginals, inflation))
-    sigma = position_sigma(state, evidence.refined, start, keep, np.sqrt(inflation))
+    own, shared = _model_errors(match, lattice.pixel_size_A, state, start, keep)
+    marginals = undecided(state.columns, evidence, own, plan.run.seed)
+    probability = count_probability(state.columns, evidence, marginals, own)
+    refined = replace(evidence.refined, undecided=marginals.continuous, column_error=own, common_error=shared)
+    evidence = replace(evidence, refined=refined)
+    sigma = position_sigma(state, evidence.refined, keep)
     table = _table(state, start, keep, sigma, probability)
     chi2 = _chi2(match, match.crystal)
     vacuum = _chi2(match, ~match.crystal)
     return Twin(
         columns=table,
         atoms=_atoms(state, start, keep, sigma),
-        microscope=_estimates(state, start, evidence, keep, np.sqrt(inflation)),
+        microscope=_estimates(state, start, evidence, keep),
         match=match,
         pixel_size_A=lattice.pixel_size_A,
         lattice_px=state.columns.projection.vectors @ state.columns.frame / lattice.pixel_size_A,
@@ -84,15 +84,12 @@ def make_twin(
         rules=dict(evidence.rejected),
         notes=(
             *notes,
-            f"Misfit that varies on the scale of a column is {inflation:.2f} times what shot noise gives; "
-            "all error bars include this factor.",
+            _error_note(own, shared),
             _coherence_note(bench, state),
         ),
         provenance=_provenance(plan, micrograph),
-        position_errors=position_errors(
-            evidence.refined, state.columns, keep, np.sqrt(inflation), start.field.reference_z
-        ),
-        imaging_errors=imaging_errors(evidence.refined, np.sqrt(inflation)),
+        position_errors=position_errors(evidence.refined, state.columns, keep, start.field.reference_z),
+        imaging_errors=imaging_errors(evidence.refined),
         fitted=_fitted(bench, state, keep),
     )
 
@@ -101,6 +98,15 @@ def _fitted(bench: Bench, state: State, keep: NDArray[np.int64]) -> Fitted:
     field = bench.model.field
     diffuse = torch.as_tensor(state.diffuse, dtype=torch.float32).expand(field.image_grid.shape)
     return Fitted(state.columns, keep, state.microscope, field, diffuse.cpu().numpy().copy())
+
+
+def _error_note(own: float, shared: float) -> str:
+    """Return what the residual says of the model, and where that went."""
+    return (
+        f"Misfit on the scale of a column has {own:.2f} times the variance that shot noise gives, and what "
+        f"all columns of a kind have in common {shared:.2f} times. All error bars include the first, those "
+        "of the imaging parameters, and of what they do to all positions, the second."
+    )
 
 
 def _coherence_note(bench: Bench, state: State) -> str:
@@ -140,20 +146,14 @@ def _chi2(match: Match, where: NDArray[np.bool_]) -> float:
     return float((r.astype(float) ** 2).mean())
 
 
-def model_error(match: Match, pixel: float) -> float:
-    """Return how much larger the column-scale residual of the crystal is than noise alone makes it (>= 1)."""
-    where = match.used & match.crystal
-    residual = np.where(where, (match.measured - match.simulated) / match.sigma, 0.0).astype(float)
-    s = CORRELATION_A / pixel
-    smooth = ndimage.gaussian_filter(residual, s)
-    expected = 1 / (4 * np.pi * s**2)  # variance of unit white noise after the same filter
-    inside = ndimage.binary_erosion(where, iterations=int(2 * s))
-    if inside.sum() < 100:
-        return 1.0
-    return max(1.0, float((smooth[inside] ** 2).mean() / expected))
+def _model_errors(match: Match, pixel: float, state: State, start: Start, keep: Ints) -> tuple[float, float]:
+    """Return the model error as it varies between columns and as they have it in common."""
+    place = start.field.to_detector(state.columns.group_position()[keep, 0])
+    kind = tuple(state.columns.kind_of(int(c)).name for c in keep)
+    return column_error(match, pixel), common_error(match, pixel, place, kind)
 
 
-def position_sigma(state: State, refined: Refined, start: Start, keep: Ints, inflation: float) -> Floats:
+def position_sigma(state: State, refined: Refined, keep: Ints) -> Floats:
     """Return one standard deviation (C, G, 2) y, x in Å of the element groups; nan where not refined.
 
     Of the mean position of each group in the frame of the image, a rigid shift of the whole specimen apart:
@@ -172,7 +172,7 @@ def position_sigma(state: State, refined: Refined, start: Start, keep: Ints, inf
             arm = np.where(axis == which, (depth[c, group] - mean) * PARAMETERS[INDEX[name]].step, 0.0)
             # The refined coordinate and the slide down a tilted column err together.
             variance += arm**2 * refined.covariance[t, t] + 2 * arm * refined.covariance[p:, t]
-    out[c, group, axis] = np.sqrt(np.maximum(variance, 0)) * inflation
+    out[c, group, axis] = np.sqrt(np.maximum(variance, 0))
     return out
 
 
@@ -194,11 +194,6 @@ def undecided(columns: ColumnModel, evidence: Evidence, inflation: float, seed: 
     )
     descent.adopt(_chosen(columns, evidence.final.model))
     return sample(descent, inflation, np.random.default_rng([seed, 4]))
-
-
-def with_undecided(refined: Refined, marginals: Marginals, inflation: float) -> Refined:
-    """Return the refinement with what undecided ends add to its covariance, which is later inflated."""
-    return replace(refined, undecided=marginals.continuous / inflation)
 
 
 def count_probability(
@@ -330,10 +325,10 @@ def _atoms(state: State, start: Start, keep: NDArray[np.int64], sigma: Floats) -
 
 
 def _estimates(
-    state: State, start: Start, evidence: Evidence, keep: NDArray[np.int64], inflation: float
+    state: State, start: Start, evidence: Evidence, keep: NDArray[np.int64]
 ) -> tuple[Estimate, ...]:
     q = evidence.refined.quadratic
-    sd = np.sqrt(np.diag(evidence.refined.covariance))[: len(q.imaging)] * inflation
+    sd = np.sqrt(np.diag(evidence.refined.covariance))[: len(q.imaging)]
     sigma = {i: float(s) * PARAMETERS[i].step for i, s in zip(q.imaging, sd, strict=True)}
     m: Microscope = state.microscope
     out = [Estimate("high_tension_kV", "high tension", m.energy / 1e3, float("nan"), "kV", False)]
