@@ -22,11 +22,11 @@ FIXED = (
 PANELS = (("simulations", "simulations"), ("seconds", "CPU seconds"))
 
 
-def look(method: str) -> dict[str, Any]:
-    """Return the line of a method, the same in every figure."""
+def look(method: str, place: int) -> dict[str, Any]:
+    """Return the line of a method, the same in every figure; of a part left out, by its place in this one."""
     if method == MAIN:
         return {"color": "black", "linewidth": 2.2, "zorder": 5}
-    i = FIXED.index(method) if method in FIXED else len(FIXED)
+    i = FIXED.index(method) if method in FIXED else place
     return {"color": COLOURS[i % 7], "linestyle": STYLES[min(i // 7, 2)], "linewidth": 1.3, "zorder": 3}
 
 
@@ -59,11 +59,11 @@ def figure(methods: Mapping[str, Sequence[Record]], title: str, path: Path) -> N
     for panel, (axis, name) in zip(axes, PANELS, strict=True):
         last = 1.15 * max(spent(r, axis) for runs in methods.values() for r in runs)  # type: ignore[arg-type]
         first = last / 20
-        for method, runs in methods.items():
+        for place, (method, runs) in enumerate(methods.items()):
             x, y = curve(runs, axis, last)
             first = min(first, x[0])
             budget = max(spent(r, axis) for r in runs)  # type: ignore[arg-type]
-            line = look(method)
+            line = look(method, place)
             within = x <= max(budget, x[-2] if len(x) > 1 else 0)
             stop = np.append(x[within], budget) if y[-1] < 1 else x
             panel.step(stop, np.append(y, y[-1])[: len(stop)], where="post", label=label(method), **line)
@@ -90,6 +90,21 @@ def figure(methods: Mapping[str, Sequence[Record]], title: str, path: Path) -> N
     chart.savefig(path, metadata={"Software": None})
 
 
+def paired(groups: Mapping[str, Mapping[str, Sequence[Record]]]) -> dict[str, list[Record]]:
+    """Return the runs of each method over all problems: the same seeds for all, as many of each problem."""
+    shared = {
+        n: sorted(set.intersection(*({r["task"]["seed"] for r in runs} for runs in methods.values())))
+        for n, methods in groups.items()
+    }
+    least = min(len(s) for s in shared.values())
+    out: dict[str, list[Record]] = {}
+    for name, methods in groups.items():
+        for method, runs in methods.items():
+            kept = [r for r in runs if r["task"]["seed"] in shared[name][:least]]
+            out.setdefault(method, []).extend(kept)
+    return out
+
+
 def draw(groups: Mapping[str, Mapping[str, Sequence[Record]]], folder: Path) -> dict[str, str]:
     """Draw a figure a problem and one over all of ours; return file names by problem, "ours" for the last."""
     out = {}
@@ -108,7 +123,9 @@ def draw(groups: Mapping[str, Mapping[str, Sequence[Record]]], folder: Path) -> 
         m for m in dict.fromkeys(m for n in base for m in groups[n]) if all(m in groups[n] for n in base)
     ]
     if len(base) > 1 and common:
-        merged = {m: [r for n in base for r in groups[n][m]] for m in common if ":" not in m}
+        merged = paired({n: {m: groups[n][m] for m in common if ":" not in m} for n in base})
         out["ours"] = "ours.png"
-        figure(merged, f"all {len(base)} problems of ours", folder / out["ours"])
+        count = min(len(runs) for runs in merged.values()) // len(base)
+        title = f"all {len(base)} problems of ours, the {count} seeds that all of these methods met"
+        figure(merged, title, folder / out["ours"])
     return out

@@ -14,6 +14,11 @@ Groups = dict[str, dict[str, list[Record]]]  # problem → method → runs
 LEAST_SUCCESS = 0.95
 FEWER_SIMULATIONS, LESS_TIME = 10.0, 100.0
 TIMES_FASTER = 2.0
+# Figures that other scripts write beside the table.
+MEASURED = (
+    ("basins.txt", "Where single descents of imaging-22 end", "python -m optimiser.basins"),
+    ("surrogate_fit.txt", "Surrogate", "benchmarks/surrogate_fit.py"),
+)
 HOW = """\
 Written by `python -m optimiser` (`make bench-optimiser-full`). Every seed has a truth of its own (another
 lens, thickness or island), bounds that are not centred on it, its own noise, and one starting point that
@@ -281,14 +286,10 @@ def write(records: Sequence[Record], folder: Path) -> Path:
             text += [f"![costs on {name}](figures/{figures[name]})", ""]
         broken = {r["error"] for runs in methods.values() for r in runs if "error" in r}
         text += [*(f"- crashed: {e}" for e in sorted(broken)), ""] if broken else []
-    extra = folder / "surrogate_fit.txt"
-    if extra.exists():
-        text += [
-            "## Surrogate",
-            "",
-            extra.read_text("utf-8").strip() + " (`benchmarks/surrogate_fit.py`).",
-            "",
-        ]
+    for name, title, script in MEASURED:
+        extra = folder / name
+        if extra.exists():
+            text += [f"## {title}", "", f"{extra.read_text('utf-8').strip()} (`{script}`)", ""]
     path = folder / "results.md"
     path.write_text("\n".join(text).rstrip() + "\n", "utf-8")
     return path
