@@ -114,8 +114,8 @@ def main() -> None:
     (HERE / "scaling.md").write_text(
         f"""# Cost against the number of columns
 
-Written by `python benchmarks/scaling.py`: one count round in which every column may move and change, one thread.
-Sampling is that of the last round alone; its time is scaled from 12 to the 180 sweeps that a fit makes.
+Written by `python benchmarks/scaling.py`: one count round in which every column may move and change, one
+thread. Sampling is that of the last round alone; its time is scaled from 12 to the 180 sweeps of a fit.
 
 {table}
 
