@@ -1,12 +1,12 @@
 """Damaged files: each must end in the documented error or in an image, never in a crash, a hang or a flood.
 
-    python benchmarks/fuzzing.py [--data ../shared/data] [--out benchmarks/fuzzing.md] [--cuts 200] [--flips 500]
+    python benchmarks/fuzzing.py [--data ../shared/data] [--out FILE] [--cuts 200] [--flips 500]
 
-For every format one good file is cut at random places and has random bytes replaced (half of them in the first
-and last 4096 bytes, where headers are). Each damaged copy is read in a process of its own, bound in time and
-memory. Accepted copies are compared with the good file: another shape that comes without a word is counted as
-"silent shape". A changed byte of the stated scale cannot be told from a true one; such copies, with another
-pixel size and the same shape, are counted apart as "restated".
+For every format one good file is cut at random places and has random bytes replaced (half of them in the
+first and last 4096 bytes, where headers are). Each damaged copy is read in a process of its own, bound
+in time and memory. Accepted copies are compared with the good file: another shape that comes without a
+word counts as "silent shape". A changed byte of the stated scale cannot be told from a true one; such
+copies, with another pixel size and the same shape, are counted apart as "restated".
 """
 
 from __future__ import annotations

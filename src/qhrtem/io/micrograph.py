@@ -16,6 +16,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,22 @@ def read_image(path: str | Path, dataset: str | None = None, frame: int | None =
     ResourceError, before anything is read, where the file promises more than the memory holds.
     """
     path = Path(path)
-    signal = _chosen(_signals(path), dataset, path)
+    raw = image_of_signal(_chosen(_signals(path), dataset, path), path, frame)
+    return replace(raw, metadata={**(raw.metadata or {}), **_beside(path)})
+
+
+def image_of_signal(signal: Mapping[str, Any], path: str | Path, frame: int | None = None) -> RawImage:
+    """Return the image in a signal as RosettaSciIO describes one: data, axes, metadata, original_metadata.
+
+    path: where it came from, for messages. Raises InputError as `read_image` does.
+    """
+    path = Path(path)
     data, axes = _one_frame(np.asarray(signal["data"]), _axes(signal), frame, path)
     return RawImage(
         counts=_usable(data, path),
         path=str(path),
         pixel_size_A=_pixel_size(axes, path),
-        metadata={**dict(_flat(signal)), **_beside(path), **_stored(data, axes)},
+        metadata={**dict(_flat(signal)), **_stored(data, axes)},
     )
 
 
