@@ -4,7 +4,9 @@ What the averages determine: the lattice Fourier coefficients of the image at pl
 with the absolute scale. Thickness trades against C1 and against vibration at a single place; several
 thicknesses under one lens break that. A rigid shift is free and is found by trying all of them; the thickness
 at each place is enumerated, since one multislice pass yields every thickness. Two senses of a polar axis and
-mirrored views are separate hypotheses, all tried, and ranked by the misfit.
+mirrored views are separate hypotheses, all tried, and ranked by the misfit. The mistilt is left where the
+plan has it: columns that stand off their ideal places, as in a polar crystal, shift against each other like
+tilted ones, and only a fit in which they may move can tell.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ Evaluate = Callable[[int, Floats, Callable[[Floats], Values]], Values]  # trial 
 TILE_SIGMA_A = 3.0  # Gaussian window over which cells are averaged
 RESOLUTION_A = 0.85  # finest image spacing compared
 THICKEST_A = 130.0
-SEARCHED = ("c1", "a1_x", "a1_y", "b2_x", "b2_y", "a2_x", "a2_y", "tilt_x", "tilt_y", "vibration_xx")
+SEARCHED = ("c1", "a1_x", "a1_y", "b2_x", "b2_y", "a2_x", "a2_y", "vibration_xx")
 CELL_ERROR = 0.05  # model error of perfect repeated cells, as a share of the contrast
 OPTIMISER = "hybrid"  # of `optimise.methods`; benchmarks/optimiser/results.md says what it is compared with
 JACOBIAN_TRIALS = 4  # values that a Jacobian of the searched parameters costs: thickness and origin are held
