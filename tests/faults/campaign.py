@@ -275,7 +275,7 @@ def real_disks(bench: Bench, run: Path, reference: str) -> Outcome:
         if disk is None:
             return Outcome("tmpfs full (5) and read-only (5)", 0, (), "no right to mount here")
         small = disk / "run"
-        for room in (20, 60, 120, 300, 600):
+        for room in (20, 40, 60, 90, 120):
             (disk / "ballast").unlink(missing_ok=True)
             end = bench.fit(small)
             with (disk / "ballast").open("wb") as file:
