@@ -19,12 +19,13 @@ import select
 import signal
 import tempfile
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
 from qhrtem.errors import InputError
-from qhrtem.io.micrograph import read_image
+from qhrtem.io.micrograph import READERS, read_image
 
 # Limits of one read: seconds of the processor, seconds at all, bytes beyond what the process has.
 CPU_SECONDS, SECONDS, MEMORY = 20, 300, 3 << 30
@@ -121,7 +122,11 @@ def main() -> None:
     parser.add_argument("--cuts", type=int, default=200)
     parser.add_argument("--flips", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="formats whose name holds this text")
     options = parser.parse_args()
+    # Loaded once for all children. The parent itself reads nothing: readers start threads, which a fork loses.
+    for module in filter(None, READERS.values()):
+        import_module(f"rsciio.{module}")
     ends = ("refused", "read", "restated", "silent shape", "bad message", "escaped", "crash", "hang")
     lines = [
         "# Damaged files",
@@ -134,6 +139,8 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, (file, frame)) in enumerate(FILES.items()):
+            if options.only not in name:
+                continue
             source = options.data / file
             good = source.read_bytes()
             if source.suffix == ".emi":  # holds the metadata only; its .ser must lie beside it
@@ -141,7 +148,6 @@ def main() -> None:
                     Path(folder, ser.name.replace(source.stem, "damaged")).write_bytes(ser.read_bytes())
             path = Path(folder) / f"damaged{source.suffix}"
             path.write_bytes(good)
-            read_image(path, frame=frame)  # loads the reader once, for all children
             reference = read_apart(path, frame)
             rng = np.random.default_rng([options.seed, number])
             for how, copies in (("cut", options.cuts), ("flip", options.flips)):
