@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="formats whose name holds this text")
     options = parser.parse_args()
-    # Loaded once for all children. The parent itself reads nothing: readers start threads, which a fork loses.
+    # Loaded once for all children. The parent reads nothing: readers start threads, which a fork loses.
     for module in filter(None, READERS.values()):
         import_module(f"rsciio.{module}")
     ends = ("refused", "read", "restated", "silent shape", "bad message", "escaped", "crash", "hang")
