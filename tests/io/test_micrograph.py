@@ -11,7 +11,7 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qhrtem.errors import InputError
+from qhrtem.errors import InputError, ResourceError
 from qhrtem.io.micrograph import READERS, read_image
 
 FORMATS = Path(__file__).parents[1] / "data" / "formats"
@@ -237,7 +237,7 @@ def test_damaged_header_gives_an_image_or_an_explanation(tmp_path, name, damage)
     path.write_bytes(data)
     try:
         raw = read_image(path, frame=0)
-    except InputError as error:
+    except (InputError, ResourceError) as error:  # a header may promise more than memory holds
         assert str(error).startswith(f"{path}: ")
     else:
         assert np.isfinite(raw.counts).all()
