@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from qhrtem.errors import InputError, ResourceError
 from qhrtem.io.headers import check_promise
+from qhrtem.io.rehearsal import rehearse
 from qhrtem.model.micrograph import RawImage
 
 READERS = {  # suffix → RosettaSciIO module; NumPy's own files are read here, without pickles
@@ -113,6 +114,7 @@ def _signals(path: Path) -> list[dict[str, Any]]:
         what = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"{path}: the image file {what}; check the path")
     check_promise(path)
+    rehearse(path)
     try:
         with _silence():
             if suffix == ".mrc":
