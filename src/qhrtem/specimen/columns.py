@@ -110,6 +110,18 @@ class ColumnModel:
         np.add.at(out, (atoms.column, index[atoms.species]), 1)
         return out
 
+    def group_depth(self) -> tuple[Floats, Floats]:
+        """Return the number of atoms (C, G) of each element group of each column and their mean depth, Å.
+
+        The depth of a group without atoms is nan.
+        """
+        atoms = self.atoms()
+        number, depth = np.zeros(self.shift.shape[:2]), np.zeros(self.shift.shape[:2])
+        np.add.at(number, (atoms.column, atoms.group), 1)
+        np.add.at(depth, (atoms.column, atoms.group), atoms.z)
+        with np.errstate(invalid="ignore"):
+            return number, np.where(number > 0, depth / number, np.nan)
+
     def thickness(self) -> Floats:
         """Return the depth spanned by each column in Å, counted as sites times the mean site spacing."""
         number = np.maximum(self.last - self.first + 1, 0)

@@ -79,7 +79,7 @@ class Factor:
             )
         except RuntimeError as error:
             raise np.linalg.LinAlgError(str(error)) from error
-        self.through = self._solve_local(matrix.border.T)  # (N, P) how local unknowns answer to the corner's
+        self.through = self.solve_local(matrix.border.T)  # (N, P) how local unknowns answer to the corner's
         reduced = matrix.corner - self.border @ self.through
         reduced = (reduced + reduced.T) / 2 + RIDGE * np.eye(len(reduced))
         root = linalg.cho_factor(reduced) if len(reduced) else None
@@ -89,11 +89,12 @@ class Factor:
     def solve(self, right: Floats) -> Floats:
         """Return x (P+N,) or (P+N, R) with matrix·x = right."""
         p = len(self.corner)
-        local = self._solve_local(right[p:])
+        local = self.solve_local(right[p:])
         corner = self.corner @ (right[:p] - self.border @ local)
         return np.concatenate([corner, local - self.through @ corner])
 
-    def _solve_local(self, right: Floats) -> Floats:
+    def solve_local(self, right: Floats) -> Floats:
+        """Return x (N,) or (N, R) with local·x = right: the corner's unknowns held."""
         if self._local is None or not right.size:
             return np.zeros_like(right)
         return np.asarray(self._local.solve(np.ascontiguousarray(right)))

@@ -69,26 +69,30 @@ def count_round(
     descent = Descent(state.columns, model, surface, support)
     rejected[support.name] = rejected.get(support.name, 0) + descent.rejected
     descent.run()
-    before = total_cost(bench, state, imaging) + surface.cost(state.columns)
-    index = [quadratic.imaging.index(INDEX[n]) for n in TILTS if INDEX[n] in quadratic.imaging]
-    if collective and index:
-        leant = collective_moves(descent, support, index)
-        trial = _applied(state, quadratic, leant, list(range(len(leant.chosen))))
-        after = total_cost(bench, trial, imaging) + surface.cost(trial.columns)
-        plain = _applied(state, quadratic, descent, list(range(len(descent.chosen))))
-        if after < min(before, total_cost(bench, plain, imaging) + surface.cost(plain.columns)):
-            descent = leant
-    undecided = _undecided(descent)
+
+    def exact(s: State) -> float:
+        return total_cost(bench, s, imaging) + surface.cost(s.columns)
+
+    before = exact(state)
     ranked = _ranked(descent)
+    trial = _applied(state, quadratic, descent, ranked)
+    after = exact(trial)
+    index = [quadratic.imaging.index(INDEX[n]) for n in TILTS if INDEX[n] in quadratic.imaging]
+    leant = collective_moves(descent, support, index) if collective and index else descent
+    if leant is not descent:
+        other = _applied(state, quadratic, leant, _ranked(leant))
+        cost = exact(other)
+        if cost < min(before, after):
+            descent, ranked, trial, after = leant, _ranked(leant), other, cost
+    undecided = _undecided(descent)
     limit = len(ranked)
-    while True:
-        trial = _applied(state, quadratic, descent, ranked[:limit])
-        after = total_cost(bench, trial, imaging) + surface.cost(trial.columns)
-        if after < before:
-            return CountRound(trial, limit, before - after, model, undecided)
-        if limit == 0:
-            return CountRound(state, 0, 0.0, model, undecided)
+    while after >= before and limit:
         limit //= 2
+        trial = _applied(state, quadratic, descent, ranked[:limit])
+        after = exact(trial)
+    if after < before:
+        return CountRound(trial, limit, before - after, model, undecided)
+    return CountRound(state, 0, 0.0, model, undecided)
 
 
 def collective_moves(descent: Descent, support: NeighbourStep, index: list[int]) -> Descent:

@@ -75,12 +75,7 @@ def _coordinates(
     """
     q = refined.quadratic
     elements = columns.projection.elements
-    atoms = columns.atoms()
-    size = columns.shift.shape[:2]
-    number, depth = np.zeros(size), np.zeros(size)
-    np.add.at(number, (atoms.column, atoms.group), 1)
-    np.add.at(depth, (atoms.column, atoms.group), atoms.z)
-    depth /= np.maximum(number, 1)
+    number, depth = columns.group_depth()
     row = {int(c): n for n, c in enumerate(keep)}
     place: dict[tuple[int, int, int], int] = {}
     entries: list[tuple[int, int, float, float]] = []

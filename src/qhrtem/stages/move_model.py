@@ -100,8 +100,7 @@ def profile(state: State, quadratic: Quadratic) -> MoveModel:
     continuous = quadratic.matrix.leading(k).plus(prior)
     factor = Factor(continuous)
     gradient = quadratic.gradient[:k] + slope
-    alone = replace(continuous, corner=np.zeros((0, 0)), border=np.zeros((0, k - p)))
-    rest = Factor(alone).solve(gradient[p:])
+    rest = factor.solve_local(gradient[p:])
     border, t = quadratic.matrix.border, k - p
     cross = sparse.csc_array(quadratic.matrix.local[:t, t:])
     follow, near = _among_neighbours(sparse.csr_array(continuous.local), cross, quadratic)

@@ -163,7 +163,7 @@ def position_sigma(state: State, refined: Refined, keep: Ints) -> Floats:
     p = len(q.imaging)
     out = np.full(columns.shift.shape, np.nan)
     variance = np.diag(refined.covariance)[p:].copy()
-    depth = group_depth(columns)[1]
+    depth = columns.group_depth()[1]
     mean = np.nanmean(depth[keep])
     c, group, axis = np.array(q.tangents, dtype=np.int64).reshape(-1, 3).T
     for name, which in (("tilt_y", 0), ("tilt_x", 1)):
@@ -174,16 +174,6 @@ def position_sigma(state: State, refined: Refined, keep: Ints) -> Floats:
             variance += arm**2 * refined.covariance[t, t] + 2 * arm * refined.covariance[p:, t]
     out[c, group, axis] = np.sqrt(np.maximum(variance, 0))
     return out
-
-
-def group_depth(columns: ColumnModel) -> tuple[Floats, Floats]:
-    """Return the number of atoms (C, G) of each element group of each column and their mean depth, Å."""
-    atoms = columns.atoms()
-    number, depth = np.zeros(columns.shift.shape[:2]), np.zeros(columns.shift.shape[:2])
-    np.add.at(number, (atoms.column, atoms.group), 1)
-    np.add.at(depth, (atoms.column, atoms.group), atoms.z)
-    with np.errstate(invalid="ignore"):
-        return number, np.where(number > 0, depth / number, np.nan)
 
 
 def undecided(columns: ColumnModel, evidence: Evidence, inflation: float, seed: int) -> Marginals:
@@ -243,7 +233,7 @@ def _table(
     columns, field = state.columns, start.field
     elements = columns.projection.elements
     groups = columns.group_position()
-    number, depth = group_depth(columns)
+    number, depth = columns.group_depth()
     slides = [_slide(state, start, depth[:, g]) for g in range(number.shape[1])]
     true = groups + np.stack(slides, axis=1)
     true[number == 0] = np.nan
