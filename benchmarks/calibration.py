@@ -27,8 +27,9 @@ from qhrtem.errors import QhrtemError
 from qhrtem.model.micrograph import RawImage
 from qhrtem.plan import Plan, plan_from_tables
 from qhrtem.specimen.crystal import Projection, project, read_cif
+from qhrtem.stages.checkpoint import Forgetful, Log, Parts
 from qhrtem.stages.imaging import CellMatch, Hypothesis, cell_averages, orientations
-from qhrtem.stages.pipeline import _Log, calibrate
+from qhrtem.stages.pipeline import calibrate
 from qhrtem.stages.start import planned_microscope, start_field
 
 Floats = NDArray[np.float64]
@@ -243,7 +244,7 @@ def variants(case: Case) -> Iterator[Case]:
 
 def score(case: Case, plan: Plan, raw: RawImage, projection: Projection) -> dict[str, Any]:
     """Calibrate, place the columns of the first model, and compare with the truth."""
-    micrograph, lattice = calibrate(plan, raw, projection, _Log(lambda step: None))
+    micrograph, lattice = calibrate(plan, raw, projection, Parts(Forgetful(), Log(lambda step: None)))
     microscope = planned_microscope(plan, micrograph.scale_sigma)
     averages = cell_averages(micrograph, lattice, lattice.pixel_size_A)
     misfit, best, match = min(

@@ -29,7 +29,7 @@ def one(size: int) -> str:
     from qhrtem.stages.counts import count_round
     from qhrtem.stages.estimate import estimate, transform_seconds
     from qhrtem.stages.objective import Bench, State, make_misfit
-    from qhrtem.stages.pipeline import neighbour_radius
+    from qhrtem.stages.structure import neighbour_radius
 
     prepare()
     pixel, thick = 0.112, 40.0

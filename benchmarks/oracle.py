@@ -33,7 +33,8 @@ from qhrtem.stages.checkpoint import Forgetful, Log, Parts
 from qhrtem.stages.counts import count_round
 from qhrtem.stages.joint import refine
 from qhrtem.stages.objective import Bench, State, make_misfit
-from qhrtem.stages.pipeline import BORDER_A, LENS, PHONON_PAIRS, calibrate, corrected, neighbour_radius
+from qhrtem.stages.pipeline import BORDER_A, calibrate
+from qhrtem.stages.structure import LENS, PHONON_PAIRS, corrected, neighbour_radius
 from qhrtem.stages.thickness import basin_cost
 
 NEAR_A = 0.7  # a column of the fit and one of the truth are the same within this

@@ -39,8 +39,8 @@ def measure(wanted: int) -> dict[str, float]:
     from qhrtem.stages.linearise import linearise, possible_moves
     from qhrtem.stages.move_model import profile
     from qhrtem.stages.objective import Bench, Misfit, State
-    from qhrtem.stages.pipeline import LENS, neighbour_radius
     from qhrtem.stages.posterior import sample
+    from qhrtem.stages.structure import LENS, neighbour_radius
 
     prepare()
     projection = project(read_cif(CIF), (1, 1, 0))

@@ -13,8 +13,8 @@ from qhrtem.model.micrograph import RawImage
 from qhrtem.plan import Plan
 from qhrtem.specimen.columns import lattice_columns
 from qhrtem.specimen.rules import Neighbours
-from qhrtem.stages.pipeline import neighbour_radius
 from qhrtem.stages.start import stated_pixel
+from qhrtem.stages.structure import neighbour_radius
 
 
 def plan(**image: float) -> Plan:

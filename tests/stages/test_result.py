@@ -24,6 +24,7 @@ from qhrtem.stages.joint import refine
 from qhrtem.stages.objective import State
 from qhrtem.stages.result import Evidence, claimed, make_twin
 from qhrtem.stages.start import Start
+from qhrtem.stages.thickness import Rival
 from slabs import Slab, slab
 
 TILT = (2e-3, -1e-3)  # x, y
@@ -40,7 +41,7 @@ def start_of(island: Slab) -> Start:
     return Start(island.model.field, island.columns, island.microscope, np.ones(len(island.columns), bool))
 
 
-def twin_of(island: Slab, behind: tuple[float, ...] = ()) -> Twin:
+def twin_of(island: Slab, rivals: tuple[Rival, ...] = ()) -> Twin:
     """The twin of a fit that starts at the truth."""
     bench = bench_of(island, electrons=20000.0)
     everything = list(range(len(island.columns)))
@@ -48,7 +49,7 @@ def twin_of(island: Slab, behind: tuple[float, ...] = ()) -> Twin:
     rules = SurfaceEnergy(neighbours), NeighbourStep(neighbours, 6.0)
     refined = refine(bench, State(island.columns, island.microscope), FREE, everything, 2)
     final = count_round(bench, refined.state, FREE, everything, everything, *rules, {})
-    evidence = Evidence(FREE, refined, final, *rules, {"neighbour step": 3}, behind)
+    evidence = Evidence(FREE, refined, final, *rules, {"neighbour step": 3}, rivals)
     shape = island.model.field.image_shape
     pixel = island.model.field.detector_pixel
     vectors = island.columns.projection.vectors
@@ -108,8 +109,15 @@ def test_c1_is_quoted_from_the_exit_plane(island: Slab, twin: Twin) -> None:
 
 
 def test_a_specimen_that_may_be_thicker_is_less_certain(island: Slab, twin: Twin) -> None:
-    tied = twin_of(island, behind=(0.0,))
+    tied = twin_of(island, (Rival("thicker", 0.0),))
     assert np.allclose(tied.columns.p_exact, twin.columns.p_exact / 2)
+    assert any("thicker (Δχ² 0)" in n for n in tied.notes)
+    # Columns that the other specimen has with the same counts are as certain as before.
+    other = island.columns.element_counts()
+    other[0] += 1
+    tied = twin_of(island, (Rival("stepped", 0.0, other),))
+    ratio = tied.columns.p_exact / twin.columns.p_exact
+    assert ratio[0] == pytest.approx(0.5) and np.allclose(ratio[1:], 1.0)
 
 
 def test_columns_beyond_the_image_are_not_claimed(island: Slab) -> None:

@@ -12,8 +12,7 @@ from qhrtem.specimen.crystal import project, read_cif
 from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
 from qhrtem.stages.checkpoint import Forgetful, Log, Parts, ReachedForm
 from qhrtem.stages.objective import State
-from qhrtem.stages.pipeline import other_thicknesses
-from qhrtem.stages.thickness import shifted
+from qhrtem.stages.thickness import Rival, other_thicknesses, shifted
 from slabs import slab
 
 
@@ -60,9 +59,20 @@ def test_a_specimen_a_period_too_thick_is_found_out() -> None:
     neighbours = Neighbours.within(island.columns, 2.8)
     steps: list[str] = []
     lens = [INDEX[n] for n in ("c1", "vibration_xx", "vibration_yy")]
-    parts = Parts(Forgetful(), Log(lambda step: steps.append(step.note)))
+    log = Log(lambda step: steps.append(step.note))
+    parts, form = Parts(Forgetful(), log), ReachedForm(island.columns.projection)
     surface, support = SurfaceEnergy(neighbours), NeighbourStep(neighbours, 6.0)
-    form = ReachedForm(island.columns.projection)
-    found, behind = other_thicknesses(bench, wrong, lens, surface, support, form, parts)
-    assert (found.columns.element_counts() == island.columns.element_counts()).all()
-    assert len(behind) == len(steps) >= 3 and min(behind) > 10
+    found, rivals = other_thicknesses(
+        bench, wrong, lens, surface, support, {}, lambda name, make: parts(name, make, form), log
+    )
+    counts = island.columns.element_counts()
+    assert (found.columns.element_counts() == counts).all()
+    assert len(rivals) == len(steps) >= 3 and min(r.behind for r in rivals) > 10
+    thicker = next(r for r in rivals if r.name.endswith("Å thicker"))
+    assert not thicker.agrees(counts).any()
+
+
+def test_a_rival_with_other_columns_agrees_with_none() -> None:
+    counts = np.array([[3, 0], [0, 2]])
+    assert not Rival("another place", 0.0).agrees(counts).any()
+    assert Rival("thicker", 0.0, np.array([[3, 0], [0, 3]])).agrees(counts).tolist() == [True, False]

@@ -7,7 +7,7 @@ lists them, switches them and counts what every one rejected. Those of chemistry
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +18,8 @@ from qhrtem.errors import PlanError
 from qhrtem.specimen.columns import ColumnModel
 
 Floats = NDArray[np.float64]
+USUAL_SHARE, USUAL_PAIRS = 0.25, 40  # stepped share of neighbouring pairs before a specimen is known
+MOST_BOND = 6.0  # χ² units: however flat it is, a lone atom on a surface stays possible
 
 
 class HardRule(Protocol):
@@ -154,26 +156,51 @@ class MinimumDistance:
 
 @dataclass(frozen=True)
 class SurfaceEnergy:
-    """Soft rule: a step between neighbouring columns costs (step/scale)², at most `cap` (terraces end)."""
+    """Soft rule: neighbours that no flat surface can cut cost a bond, and (excess/scale)² up to cap.
+
+    An Ising model of either surface. What a bond is worth depends on how rough the specimen is, which
+    `learned` takes from the specimen itself.
+    """
 
     neighbours: Neighbours
+    bond: float = 2.2  # χ² units for a step of any height
     scale: float = 2.0  # Å
-    cap: float = 6.0  # χ² units
+    cap: float = 6.0  # χ² units: terraces end
     name: str = "surface energy"
 
     def cost(self, columns: ColumnModel) -> float:
         """Return the cost of all steps on both surfaces."""
-        occupied = columns.occupied
-        a, b = self.neighbours.pairs.T
-        both = occupied[a] & occupied[b]
-        a, b = a[both], b[both]
-        allowed = unavoidable_step(columns, a, b)
+        a, b, allowed = self._pairs(columns)
         return float(sum(self.pair_cost(s[a] - s[b], allowed).sum() for s in columns.surfaces()))
 
     def pair_cost(self, step: Floats, allowed: Floats) -> Floats:
         """Return the cost of surface steps (Å) beyond what the site spacing makes unavoidable."""
-        excess = np.maximum(np.abs(step) - allowed, 0)
-        return np.minimum((excess / self.scale) ** 2, self.cap)
+        excess = np.abs(step) - allowed
+        height = np.minimum((np.maximum(excess, 0) / self.scale) ** 2, self.cap)
+        return np.where(excess > 0, self.bond + height, 0.0)
+
+    def learned(self, columns: ColumnModel, seen: NDArray[np.bool_]) -> SurfaceEnergy:
+        """Return the energy with the bond that makes the roughness of the seen columns (C,) usual.
+
+        A share f of stepped pairs is usual where a step costs 2 ln((1 - f)/f): the pseudo-likelihood
+        (Besag 1975) of independent pairs, with `USUAL_PAIRS` pairs of the share `USUAL_SHARE` as the prior.
+        """
+        a, b, allowed = self._pairs(columns)
+        both = seen[a] & seen[b]
+        stepped = sum(
+            float((np.abs(s[a] - s[b]) > allowed)[both].sum()) for s in columns.surfaces()
+        )  # of both surfaces
+        share = (stepped + USUAL_PAIRS * USUAL_SHARE) / (2 * both.sum() + USUAL_PAIRS)
+        bond = float(np.clip(2 * np.log((1 - share) / share), 0.0, MOST_BOND))
+        return replace(self, bond=bond)
+
+    def _pairs(self, columns: ColumnModel) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+        """Return the pairs of occupied neighbours and the step that is unavoidable between them."""
+        occupied = columns.occupied
+        a, b = self.neighbours.pairs.T
+        both = occupied[a] & occupied[b]
+        a, b = a[both], b[both]
+        return a, b, unavoidable_step(columns, a, b)
 
 
 def site_spacing(columns: ColumnModel) -> Floats:
@@ -183,6 +210,10 @@ def site_spacing(columns: ColumnModel) -> Floats:
 
 
 def unavoidable_step(columns: ColumnModel, a: NDArray[np.int64], b: NDArray[np.int64]) -> Floats:
-    """Return the largest step (Å) between columns a and b cut from the same flat surface."""
+    """Return a step that columns a and b cut from the same flat surface stay below, and others exceed.
+
+    Sites lie on planes; where a plane fits between the last site and the next of both columns, their surfaces
+    (midway between these sites) differ by at least one plane less than the mean of the site spacings.
+    """
     spacing = site_spacing(columns)
-    return (spacing[a] + spacing[b]) / 2
+    return (spacing[a] + spacing[b] - columns.projection.plane) / 2

@@ -12,6 +12,7 @@ tilted ones, and only a fit in which they may move can tell.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,8 @@ Evaluate = Callable[[int, Floats, Callable[[Floats], Values]], Values]  # trial 
 TILE_SIGMA_A = 3.0  # Gaussian window over which cells are averaged
 RESOLUTION_A = 0.85  # finest image spacing compared
 THICKEST_A = 130.0
+RASTER = 24  # origins tried along either lattice vector
+ELSEWHERE = 6.0  # another origin is tried with a lens of its own if it fits no worse than so many times
 SEARCHED = ("c1", "a1_x", "a1_y", "b2_x", "b2_y", "a2_x", "a2_y", "vibration_xx")
 CELL_ERROR = 0.05  # model error of perfect repeated cells, as a share of the contrast
 OPTIMISER = "hybrid"  # of `optimise.methods`; benchmarks/optimiser/results.md says what it is compared with
@@ -144,7 +147,7 @@ class CellMatch:
         turn = np.round(v @ symmetry @ np.linalg.inv(v)).astype(np.int64)
         self.index = averages.index @ turn.T
         self._key: object = None
-        grid = (np.arange(24) / 24)[:, None] * np.ones(24)[None, :]
+        grid = (np.arange(RASTER) / RASTER)[:, None] * np.ones(RASTER)[None, :]
         self.raster = np.stack([grid.ravel(), grid.T.ravel()], axis=1)
         value = averages.value
         self.norm = (averages.weight[1:] * np.abs(value[:, 1:]) ** 2).sum(1)
@@ -178,17 +181,11 @@ class CellMatch:
     def best(self, microscope: Microscope) -> tuple[float, tuple[float, float], Ints]:
         """Return the misfit, the origin and the thicknesses (slices) that fit best for one lens."""
         model = self.coefficients(microscope, self.thickness)
-        value, w = self.averages.value, self.averages.weight
-        power = (w * np.abs(model) ** 2).sum(1)[None, :] + (w * np.abs(value) ** 2).sum(1)[:, None]
         origin = np.zeros(2)
         raster = self.raster
-        for size in (1 / 24, 1 / 240):
-            cross = (w * value.conj())[:, None, :] * model[None]  # (T, N, K)
-            phase = np.exp(2j * np.pi * (self.index @ raster.T))  # (K, R)
-            overlap = (cross.reshape(-1, cross.shape[-1]) @ phase).real.reshape(*cross.shape[:2], -1)
-            misfit = (power[:, :, None] - 2 * overlap) / self.norm[:, None, None]
-            best_thickness = misfit.min(1)  # (T, R)
-            total = best_thickness.mean(0)
+        for size in (1 / RASTER, 0.1 / RASTER):
+            misfit = self._compare(model, raster)
+            total = misfit.min(1).mean(0)
             i = int(total.argmin())
             origin = raster[i]
             step = (np.arange(-12, 13) * size / 10)[:, None] * np.ones(25)[None, :]
@@ -198,6 +195,50 @@ class CellMatch:
             (float(origin[0]), float(origin[1])),
             self.thickness[misfit[:, :, i].argmin(1)],
         )
+
+    def _compare(self, model: NDArray[np.complex128], raster: Floats) -> Floats:
+        """Return the misfit (T, N, R) of T places to N simulated thicknesses (N, K) at R origins."""
+        value, w = self.averages.value, self.averages.weight
+        power = (w * np.abs(model) ** 2).sum(1)[None, :] + (w * np.abs(value) ** 2).sum(1)[:, None]
+        cross = (w * value.conj())[:, None, :] * model[None]  # (T, N, K)
+        phase = np.exp(2j * np.pi * (self.index @ raster.T))  # (K, R)
+        overlap = (cross.reshape(-1, cross.shape[-1]) @ phase).real.reshape(*cross.shape[:2], -1)
+        return np.asarray((power[:, :, None] - 2 * overlap) / self.norm[:, None, None])
+
+    def elsewhere(self, microscope: Microscope, origin: tuple[float, float]) -> list[tuple[float, float]]:
+        """Return other origins that explain the averages nearly as well, best first, C1 free near its value.
+
+        Columns of different kinds change places there, as Sr and TiO of thin SrTiO3 along [001]. Translations
+        that leave the projected structure as it is are not among them.
+        """
+        lenses = [microscope.with_values(c1=microscope["c1"] + d) for d in np.arange(-30.0, 31.0, 6.0)]
+        misfit = np.min([self._misfits(m) for m in lenses], axis=0)
+        square = misfit.reshape(RASTER, RASTER)
+        low = square == ndimage.minimum_filter(square, RASTER // 6 + 1, mode="wrap")
+        best = misfit.min()
+        out: list[tuple[float, float]] = []
+        values: list[float] = []
+        for i in np.argsort(misfit):
+            apart = np.abs((self.raster[i] - np.array(origin) + 0.5) % 1 - 0.5).max()
+            if misfit[i] > ELSEWHERE * best:
+                break
+            same = any(abs(misfit[i] - v) < 1e-3 * v for v in (best, *values))
+            if low.ravel()[i] and apart > 2 / RASTER and not same:
+                out.append((float(self.raster[i, 0]), float(self.raster[i, 1])))
+                values.append(float(misfit[i]))
+        return out
+
+    def _misfits(self, microscope: Microscope) -> Floats:
+        """Return the misfit at every origin of the raster, each with the thicknesses that suit it."""
+        model = self.coefficients(microscope, self.thickness)
+        return self._compare(model, self.raster).min(1).mean(0)
+
+    def near(self, origin: tuple[float, float]) -> CellMatch:
+        """Return the same match with origins confined to a neighbourhood."""
+        out = copy(self)
+        apart = np.abs((self.raster - np.array(origin) + 0.5) % 1 - 0.5).max(1)
+        out.raster = self.raster[apart < 3 / RASTER]
+        return out
 
     def residual(self, microscope: Microscope, origin: Floats, thickness: Ints) -> Floats:
         """Return weighted differences (2·T·K,), so that their mean square over places is the misfit."""

@@ -27,9 +27,11 @@ from qhrtem.stages.move_model import MoveModel
 from qhrtem.stages.objective import Bench, State
 from qhrtem.stages.posterior import Marginals, sample
 from qhrtem.stages.start import Start
+from qhrtem.stages.thickness import Rival
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+NOT_RULED_OUT = 12.0  # χ² units, over the model error: odds of 400 to 1
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Evidence:
     surface: SurfaceEnergy
     support: NeighbourStep
     rejected: dict[str, int]
-    behind: tuple[float, ...] = ()  # χ² by which other thicknesses of the whole specimen fit worse
+    rivals: tuple[Rival, ...] = ()  # other thicknesses of the whole specimen, other places of the crystal
 
 
 def make_twin(
@@ -62,7 +64,8 @@ def make_twin(
     match = _match(bench, image, lattice)
     own, shared = _model_errors(match, lattice.pixel_size_A, state, start, keep)
     marginals = undecided(state.columns, evidence, own, plan.run.seed)
-    probability = count_probability(state.columns, evidence, marginals, own)
+    likelihood = count_probability(state.columns, evidence, marginals)
+    probability = likelihood * agreed(state.columns, evidence.rivals, max(own, shared))
     refined = replace(evidence.refined, undecided=marginals.continuous, column_error=own, common_error=shared)
     evidence = replace(evidence, refined=refined)
     sigma = position_sigma(state, evidence.refined, keep)
@@ -85,6 +88,7 @@ def make_twin(
         notes=(
             *notes,
             _error_note(own, shared),
+            _rival_note(evidence, max(own, shared)),
             _coherence_note(bench, state),
         ),
         provenance=_provenance(plan, micrograph),
@@ -186,13 +190,10 @@ def undecided(columns: ColumnModel, evidence: Evidence, inflation: float, seed: 
     return sample(descent, inflation, np.random.default_rng([seed, 4]))
 
 
-def count_probability(
-    columns: ColumnModel, evidence: Evidence, marginals: Marginals, inflation: float
-) -> Floats:
-    """Return the probability (C,) that the counts of each column are exact.
+def count_probability(columns: ColumnModel, evidence: Evidence, marginals: Marginals) -> Floats:
+    """Return the probability (C,) that the counts of each column are exact, the specimen as thick as it is.
 
-    The share of the posterior over column ends that has these counts, times the probability that the whole
-    specimen is not a period thicker or thinner.
+    The share of the posterior over column ends that has these counts.
     """
     model = evidence.final.model
     chosen = _chosen(columns, model)
@@ -202,7 +203,31 @@ def count_probability(
         counts = [_content(columns, o.column, int(first), int(last)) for first, last in ends]
         same = np.array([c == counts[chosen[n]] for c in counts])
         out[o.column] = min(float(marginals.probability[n][same].sum()), 1.0)
-    return out / (1 + sum(np.exp(-0.5 * b / inflation) for b in evidence.behind))
+    return out
+
+
+def agreed(columns: ColumnModel, rivals: tuple[Rival, ...], inflation: float) -> Floats:
+    """Return the posterior share (C,) of the specimens, rivals and the fitted one, with the same counts.
+
+    inflation: what differences of χ² are divided by; specimens differ in what all columns have in common, so
+    it is the model error in common.
+    """
+    counts = columns.element_counts()
+    same, total = np.ones(len(columns)), 1.0
+    for rival in rivals:
+        weight = float(np.exp(-0.5 * max(rival.behind, 0.0) / inflation))
+        same += weight * rival.agrees(counts)
+        total += weight
+    return np.asarray(same / total)
+
+
+def _rival_note(evidence: Evidence, inflation: float) -> str:
+    """Return which other specimens the image does not rule out."""
+    open_ = [r for r in evidence.rivals if r.behind / inflation < NOT_RULED_OUT]
+    if not open_:
+        return "No specimen of another thickness, and no other place of the crystal, comes near in χ²."
+    listed = ", ".join(f"{r.name} (Δχ² {r.behind:.0f})" for r in open_)
+    return f"Specimens that the image does not rule out: {listed}; the count probabilities include them."
 
 
 def _chosen(columns: ColumnModel, model: MoveModel) -> Ints:

@@ -8,16 +8,36 @@ the image does not tell apart stays in the error bars.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qhrtem.specimen.rules import NeighbourStep, SurfaceEnergy
+from qhrtem.stages.checkpoint import Log, Reached
 from qhrtem.stages.counts import LEAST_CHI2_GAIN, count_round
 from qhrtem.stages.joint import refine, total_cost
 from qhrtem.stages.objective import Bench, State
 
 HOPELESS = 300.0  # χ² units behind after the first refinement: no later round makes up for it
+MOST_PERIODS = 3  # tried in each direction
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another specimen that was fitted to the image, and how much worse it describes it."""
+
+    name: str
+    behind: float  # χ² units, surface energy and priors included
+    counts: NDArray[np.int64] | None = None  # (C, E) atoms of its columns, None where it has other columns
+
+    def agrees(self, counts: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return (C,) True where it has the same counts (C, E)."""
+        if self.counts is None:
+            return np.zeros(len(counts), dtype=bool)
+        return np.asarray((self.counts == counts).all(1))
 
 
 def shifted(state: State, periods: int) -> State:
@@ -65,3 +85,53 @@ def explore(
 def basin_cost(bench: Bench, state: State, imaging: list[int], surface: SurfaceEnergy) -> float:
     """Return the cost by which basins are compared: likelihood, priors and surface energy."""
     return total_cost(bench, state, imaging) + surface.cost(state.columns)
+
+
+def other_thicknesses(
+    bench: Bench,
+    state: State,
+    imaging: list[int],
+    surface: SurfaceEnergy,
+    support: NeighbourStep,
+    rejected: dict[str, int],
+    part: Callable[[str, partial[Reached]], Reached],
+    log: Log,
+) -> tuple[State, tuple[Rival, ...]]:
+    """Return the best state among thicker and thinner specimens, and the others as its rivals.
+
+    Both neighbours are fitted before one is chosen: a state that has not converged loses against either.
+    part: gives what a named part reaches, computed or remembered.
+    """
+    present = Reached(state, basin_cost(bench, state, imaging, surface))
+    tried = {0: present}  # by periods more than the first
+
+    def explored(start: Reached, direction: int) -> Reached:
+        trial, value = explore(
+            bench, start.state, direction, imaging, surface, support, rejected, start.number
+        )
+        note = f"{'thicker' if direction > 0 else 'thinner'} by a period: Δχ² {value - start.number:+.0f}"
+        log("counts", bench.chi2(trial), note)
+        return Reached(trial, value)
+
+    place = 0
+    directions: tuple[int, ...] = (1, -1)
+    for number in range(MOST_PERIODS):
+        for direction in directions:
+            name = f"thickness {number} {direction:+d}"
+            tried[place + direction] = part(name, partial(explored, tried[place], direction))
+        best = min(tried, key=lambda n: tried[n].number)
+        if best == place:
+            break
+        directions, place = (best - place,), best
+    chosen = tried[place]
+    period = chosen.state.columns.projection.period
+    rivals = [
+        Rival(
+            f"{abs(n - place) * period:.1f} Å {'thicker' if n > place else 'thinner'}",
+            other.number - chosen.number,
+            other.state.columns.element_counts(),
+        )
+        for n, other in tried.items()
+        if n != place
+    ]
+    return chosen.state, tuple(rivals)

@@ -1,0 +1,212 @@
+"""Structure: counts, positions and surfaces alternate until no move is an improvement.
+
+Ways for the crystal to lie in the image that its smooth model cannot tell apart go through the first rounds
+side by side; the best goes on, and the others stay as rivals that lessen what is claimed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qhrtem.model.diffuse import diffuse_image
+from qhrtem.model.microscope import INDEX
+from qhrtem.specimen.crystal import Projection
+from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
+from qhrtem.stages.checkpoint import Log, Parts, Reached, ReachedForm
+from qhrtem.stages.counts import LEAST_CHI2_GAIN, TILTS, count_round
+from qhrtem.stages.joint import refine
+from qhrtem.stages.objective import Bench, State
+from qhrtem.stages.result import Evidence
+from qhrtem.stages.start import Start
+from qhrtem.stages.surfaces import outline_round
+from qhrtem.stages.thickness import HOPELESS, Rival, basin_cost, other_thicknesses
+
+Floats = NDArray[np.float64]
+
+# Freed first: what an image of a roughly right structure determines. The Debye–Waller scale, C3 and the focal
+# spread trade against thickness; freed while atoms are missing, they absorb the lack and lead into a wrong
+# basin. The mistilt trades against which end of each column the missing atoms are at: freed before the counts
+# are settled it runs away by many mrad, and the ends then settle around it.
+EARLY = (
+    *("c1", "a1_x", "a1_y", "b2_x", "b2_y", "a2_x", "a2_y"),
+    *("vibration_xx", "vibration_yy", "vibration_xy"),
+)
+LENS = (
+    *(*EARLY, *TILTS, "c3", "s3_x", "s3_y", "a3_x", "a3_y"),
+    *("focal_spread", "semi_convergence", "b_scale", "scale"),
+)
+EARLY_ROUNDS = 2
+SETTLED_ROUNDS = 4  # from here on the outline stays and only undecided columns are looked at
+PHONON_PAIRS = (3, 6, 8)  # frozen-phonon pairs of the first, middle and last thermal correction
+COUNT_ROUNDS = 10
+USUAL_ROUNDS = 7  # for the estimate of the time left
+STEEPEST_A = 6.0  # a surface does not jump by more between neighbours
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way for the crystal to lie in the image, its lens fitted to a structure of smooth thickness."""
+
+    bench: Bench
+    state: State
+    start: Start
+    cost: float  # χ² units
+    name: str = ""  # of its parts, empty for the only one
+
+
+@dataclass
+class Rounds:
+    """The rounds that find the structure of one contender, each a part that is computed once."""
+
+    bench: Bench
+    start: Start
+    parts: Parts
+    seed: int
+    projection: Projection
+    neighbours: Neighbours
+    prefix: str = ""
+    rejected: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.generator = np.random.default_rng([self.seed, 1])
+        self.support = NeighbourStep(self.neighbours, STEEPEST_A)
+        self.form = ReachedForm(self.projection, self.rejected, self.generator)
+        self.log: Log = self.parts.log
+        self.eligible = eligible(self.start)
+
+    def part(self, name: str, make: partial[Reached]) -> Reached:
+        """Return what a part reaches, computed or remembered."""
+        return self.parts(f"{self.prefix}{name}", make, self.form)
+
+    def surface(self, state: State) -> SurfaceEnergy:
+        """Return the surface energy for a specimen as rough as it has turned out to be."""
+        seen = np.zeros(len(state.columns), dtype=bool)
+        seen[list(self.eligible)] = True
+        return SurfaceEnergy(self.neighbours).learned(state.columns, seen)
+
+    def run(self, done: Reached, numbers: range) -> Reached:
+        """Return the state after some rounds, fewer where they gain nothing any more."""
+        for number in numbers:
+            state = done.state
+            self.log.done = 0.3 + 0.45 * min(number / USUAL_ROUNDS, 1.0)
+            lens = free_lens(state, EARLY if number < EARLY_ROUNDS else LENS)
+            moving = list(done.undecided) if number >= SETTLED_ROUNDS else state.occupied()
+            surface = SurfaceEnergy(self.neighbours) if number == 0 else self.surface(state)
+            done = self.part(f"counts {number}", partial(self.counts, state, lens, moving, surface))
+            if number in (0, 1, 3):
+                state = self.part(f"surfaces {number}", partial(self.outline, done.state, lens)).state
+                done = replace(done, state=state)
+            if number in (0, 2):
+                pairs = PHONON_PAIRS[min(number, 1)]
+                thermal = partial(self.thermal, done.state, pairs, "counts")
+                done = replace(done, state=self.part(f"thermal {number}", thermal).state)
+            elif number > 2 and done.number < LEAST_CHI2_GAIN:
+                break
+        return done
+
+    def positions(self, state: State) -> Reached:
+        """Free all positions under the lens of the first rounds."""
+        state = refine(self.bench, state, free_lens(state, EARLY), state.occupied(), 1).state
+        self.log("positions", self.bench.chi2(state))
+        return Reached(state)
+
+    def counts(self, state: State, lens: list[int], moving: list[int], surface: SurfaceEnergy) -> Reached:
+        """One round of count moves."""
+        every = state.occupied()
+        done = count_round(
+            self.bench, state, lens, every, moving, surface, self.support, self.rejected, collective=True
+        )
+        self.log("counts", self.bench.chi2(done.state), f"{done.changed} columns changed")
+        return Reached(done.state, done.gain, tuple(sorted(done.undecided)))
+
+    def outline(self, state: State, lens: list[int]) -> Reached:
+        """Let columns of the rim appear and vanish."""
+        state, changed = outline_round(
+            self.bench, state, lens, state.occupied(), self.eligible, self.neighbours
+        )
+        self.log("surfaces", self.bench.chi2(state), f"{changed} rim columns changed")
+        return Reached(state)
+
+    def thermal(self, state: State, pairs: int, stage: str) -> Reached:
+        """Compute the thermal diffuse correction anew."""
+        state = corrected(self.bench, state, pairs, self.generator)
+        self.log(stage, self.bench.chi2(state), "thermal diffuse intensity renewed")
+        return Reached(state)
+
+    def last(self, state: State, rivals: tuple[Rival, ...]) -> tuple[State, Evidence]:
+        """Refine everything together and gather what the error bars need."""
+        lens, surface = free_lens(state, LENS), self.surface(state)
+        thermal = partial(self.thermal, state, PHONON_PAIRS[2], "joint")
+        state = self.part("thermal last", thermal).state
+
+        def note(state: State, cost: float) -> None:
+            self.log("joint", self.bench.chi2(state))
+
+        refined = refine(self.bench, state, lens, state.occupied(), 2, report=note)
+        state, every = refined.state, refined.state.occupied()
+        final = count_round(self.bench, state, lens, every, every, surface, self.support, self.rejected)
+        self.log.done = 1.0
+        self.log("joint", self.bench.chi2(final.state), f"{final.changed} columns changed")
+        return final.state, Evidence(lens, refined, final, surface, self.support, self.rejected, rivals)
+
+
+def structure(
+    seed: int, contenders: list[Contender], parts: Parts
+) -> tuple[Contender, State, Evidence, tuple[str, ...]]:
+    """Return the contender that describes the image, its fitted state, and notes on the others."""
+    every = []
+    for number, contender in enumerate(contenders):
+        projection = contender.state.columns.projection
+        neighbours = Neighbours.within(contender.state.columns, neighbour_radius(projection))
+        rounds = Rounds(contender.bench, contender.start, parts, seed, projection, neighbours, contender.name)
+        parts.log.done = 0.25
+        done = rounds.part("positions", partial(rounds.positions, contender.state))
+        done = rounds.run(done, range(EARLY_ROUNDS))
+        lens = free_lens(done.state, EARLY)
+        cost = basin_cost(contender.bench, done.state, lens, rounds.surface(done.state))
+        every.append((cost, number, rounds, done))
+    every.sort(key=lambda e: e[:2])
+    cost, best, rounds, done = every[0]
+    rivals = tuple(Rival(f"another place of the crystal ({n + 1})", c - cost) for c, n, *_ in every[1:])
+    notes = tuple(
+        f"Another place or orientation of the crystal describes the image worse by Δχ² = {r.behind:.0f}"
+        + ("; it is not ruled out." if r.behind < HOPELESS else ".")
+        for r in rivals
+    )
+    done = rounds.run(done, range(EARLY_ROUNDS, COUNT_ROUNDS))
+    lens = free_lens(done.state, LENS)
+    rounds.log.done = 0.75
+    rules = rounds.surface(done.state), rounds.support, rounds.rejected
+    state, others = other_thicknesses(rounds.bench, done.state, lens, *rules, rounds.part, rounds.log)
+    rounds.log.done = 0.9
+    state, evidence = rounds.last(state, (*others, *rivals))
+    return contenders[best], state, evidence, notes
+
+
+def eligible(start: Start) -> set[int]:
+    """Return the columns that the image shows and that may therefore appear or vanish."""
+    return {int(c) for c in np.flatnonzero(start.eligible)}
+
+
+def corrected(bench: Bench, state: State, pairs: int, generator: np.random.Generator) -> State:
+    """Return the state with its thermal diffuse correction computed anew."""
+    diffuse = diffuse_image(bench.model, state.columns, state.microscope, pairs, generator, bench.workers)
+    return replace(state, diffuse=diffuse)
+
+
+def free_lens(state: State, names: tuple[str, ...]) -> list[int]:
+    """Return the numbers of those of the named imaging parameters that the prior leaves free."""
+    return [INDEX[n] for n in names if state.microscope.sigma[INDEX[n]] > 0]
+
+
+def neighbour_radius(projection: Projection) -> float:
+    """Return a distance (Å) that reaches the first shell of neighbouring columns and little more."""
+    points = np.array([k.fractional for k in projection.kinds]) @ projection.vectors
+    cells = np.array([(i, j) for i in range(-2, 3) for j in range(-2, 3)]) @ projection.vectors
+    every = (points[:, None] + cells[None]).reshape(-1, 2)
+    nearest = [np.sort(np.linalg.norm(every - p, axis=1))[1:5].mean() for p in points]
+    return 1.25 * float(np.max(nearest))
