@@ -19,6 +19,7 @@ from qhrtem.specimen.columns import ColumnModel
 
 Floats = NDArray[np.float64]
 USUAL_SHARE, USUAL_PAIRS = 0.25, 40  # stepped share of neighbouring pairs before a specimen is known
+INDEPENDENT = 4.0  # pairs of a column that tell of different things: those of a square lattice
 MOST_BOND = 6.0  # χ² units: however flat it is, a lone atom on a surface stays possible
 
 
@@ -163,7 +164,7 @@ class SurfaceEnergy:
     """
 
     neighbours: Neighbours
-    bond: float = 2.2  # χ² units for a step of any height
+    bond: float = 1.0  # χ² units for a step of any height
     scale: float = 2.0  # Å
     cap: float = 6.0  # χ² units: terraces end
     name: str = "surface energy"
@@ -182,8 +183,9 @@ class SurfaceEnergy:
     def learned(self, columns: ColumnModel, seen: NDArray[np.bool_]) -> SurfaceEnergy:
         """Return the energy with the bond that makes the roughness of the seen columns (C,) usual.
 
-        A share f of stepped pairs is usual where a step costs 2 ln((1 - f)/f): the pseudo-likelihood
-        (Besag 1975) of independent pairs, with `USUAL_PAIRS` pairs of the share `USUAL_SHARE` as the prior.
+        A share f of stepped pairs is usual where a step costs 2 ln((1 - f)/f): the likelihood of independent
+        pairs, with `USUAL_PAIRS` pairs of the share `USUAL_SHARE` as the prior. Pairs are not independent; of
+        a column's many, `INDEPENDENT` count in full.
         """
         a, b, allowed = self._pairs(columns)
         both = seen[a] & seen[b]
@@ -192,7 +194,8 @@ class SurfaceEnergy:
         )  # of both surfaces
         share = (stepped + USUAL_PAIRS * USUAL_SHARE) / (2 * both.sum() + USUAL_PAIRS)
         bond = float(np.clip(2 * np.log((1 - share) / share), 0.0, MOST_BOND))
-        return replace(self, bond=bond)
+        degree = 2 * len(a) / max(int(columns.occupied.sum()), 1)
+        return replace(self, bond=bond * INDEPENDENT / max(degree, INDEPENDENT))
 
     def _pairs(self, columns: ColumnModel) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
         """Return the pairs of occupied neighbours and the step that is unavoidable between them."""

@@ -123,7 +123,7 @@ def _undecided(descent: Descent) -> frozenset[int]:
     """Return columns that changed, touch one that did, or have a second option nearly as good."""
     columns = np.array([o.column for o in descent.model.options], dtype=np.int64)
     changed = {int(c) for c in columns[descent.chosen != 0]}
-    touched = {int(m) for c in changed for m in descent.surface.neighbours.of(c)}
+    touched = {int(m) for c in changed for m in descent.neighbours.of(c)}
     near = {int(c) for c in columns[descent.margins() < DECIDED]}
     return frozenset((near | changed | touched) & set(columns.tolist()))
 

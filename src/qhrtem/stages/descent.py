@@ -37,6 +37,7 @@ class Descent:
         self, columns: ColumnModel, model: MoveModel, surface: SurfaceEnergy, support: NeighbourStep
     ) -> None:
         self.columns, self.model, self.surface = columns, model, surface
+        self.neighbours = support.neighbours  # columns that may change together
         self.chosen = np.zeros(len(model.options), dtype=np.int64)
         # Derivative of the cost with respect to each move, without its own square: what neighbours do, and
         # what all chosen moves do through the imaging parameters.
@@ -115,7 +116,7 @@ class Descent:
     def pair_sweep(self) -> float:
         """Let neighbouring columns change together; return the total gain."""
         gain = 0.0
-        for a, b in self.surface.neighbours.pairs:
+        for a, b in self.neighbours.pairs:
             i, j = int(self.place[a]), int(self.place[b])
             if i < 0 or j < 0:
                 continue

@@ -74,6 +74,8 @@ class Rounds:
     def __post_init__(self) -> None:
         self.generator = np.random.default_rng([self.seed, 1])
         self.support = NeighbourStep(self.neighbours, STEEPEST_A)
+        columns = self.start.columns
+        self.energy = SurfaceEnergy(Neighbours.within(columns, terrace_radius(self.projection)))
         self.form = ReachedForm(self.projection, self.rejected, self.generator)
         self.log: Log = self.parts.log
         self.eligible = eligible(self.start)
@@ -86,7 +88,7 @@ class Rounds:
         """Return the surface energy for a specimen as rough as it has turned out to be."""
         seen = np.zeros(len(state.columns), dtype=bool)
         seen[list(self.eligible)] = True
-        return SurfaceEnergy(self.neighbours).learned(state.columns, seen)
+        return self.energy.learned(state.columns, seen)
 
     def run(self, done: Reached, numbers: range) -> Reached:
         """Return the state after some rounds, fewer where they gain nothing any more."""
@@ -95,7 +97,7 @@ class Rounds:
             self.log.done = 0.3 + 0.45 * min(number / USUAL_ROUNDS, 1.0)
             lens = free_lens(state, EARLY if number < EARLY_ROUNDS else LENS)
             moving = list(done.undecided) if number >= SETTLED_ROUNDS else state.occupied()
-            surface = SurfaceEnergy(self.neighbours) if number == 0 else self.surface(state)
+            surface = self.energy if number == 0 else self.surface(state)
             done = self.part(f"counts {number}", partial(self.counts, state, lens, moving, surface))
             if number in (0, 1, 3):
                 state = self.part(f"surfaces {number}", partial(self.outline, done.state, lens)).state
@@ -210,3 +212,13 @@ def neighbour_radius(projection: Projection) -> float:
     every = (points[:, None] + cells[None]).reshape(-1, 2)
     nearest = [np.sort(np.linalg.norm(every - p, axis=1))[1:5].mean() for p in points]
     return 1.25 * float(np.max(nearest))
+
+
+def terrace_radius(projection: Projection) -> float:
+    """Return a distance (Å) that reaches the next column of the same kind, and all columns between.
+
+    Two kinds of column can differ by half a step on a flat surface; only like columns see a lone atom.
+    """
+    a, b = projection.vectors
+    shortest = min(float(np.linalg.norm(i * a + j * b)) for i, j in ((1, 0), (0, 1), (1, 1), (1, -1)))
+    return max(1.05 * shortest, neighbour_radius(projection))
