@@ -3,7 +3,7 @@
 Every ±1 and ±2 move of both ends of every column is simulated exactly in its window. The moves then compete
 in one quadratic model in which imaging parameters and positions are re-optimised for every candidate (they
 are projected out), so a lens error cannot buy atoms. The best set of moves under that model and the surface
-rules is found by descent over columns and neighbour pairs, and accepted only if the exact image agrees;
+rules is found by descent over columns, pairs and terraces, and accepted only if the exact image agrees;
 where it does not, the half with the smaller single gains is dropped and the rest tried again.
 """
 
@@ -22,6 +22,7 @@ from qhrtem.stages.joint import apply_step, total_cost
 from qhrtem.stages.linearise import Quadratic, linearise, possible_moves
 from qhrtem.stages.move_model import MoveModel, profile
 from qhrtem.stages.objective import Bench, State
+from qhrtem.stages.terraces import terrace_sweep
 
 Floats = NDArray[np.float64]
 TILTS = ("tilt_x", "tilt_y")
@@ -69,6 +70,10 @@ def count_round(
     descent = Descent(state.columns, model, surface, support)
     rejected[support.name] = rejected.get(support.name, 0) + descent.rejected
     descent.run()
+    for _ in range(3):
+        if terrace_sweep(descent) < 1e-3:
+            break
+        descent.run()
 
     def exact(s: State) -> float:
         return total_cost(bench, s, imaging) + surface.cost(s.columns)
