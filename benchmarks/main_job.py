@@ -2,8 +2,8 @@
 
     python benchmarks/main_job.py [--seeds 0 1 2] [--phantoms FOLDER] [--keep FOLDER [--reuse]]
 
-The bundled example is fitted with every seed. With --phantoms (a folder of NAME.tif, NAME.json and
-truth/NAME.npz) its images are fitted once with the first seed. Truth is read here, for scoring, and nowhere
+The bundled example is fitted with every seed, and with --phantoms (a folder of NAME.tif, NAME.json and
+truth/NAME.npz) its images too. Truth is read here, for scoring, and nowhere
 in the package. With --reuse, runs already in the --keep folder are scored and not fitted again.
 """
 
@@ -171,16 +171,14 @@ def main() -> None:
         work = arguments.keep or Path(scratch)
         work.mkdir(parents=True, exist_ok=True)
         truth = ROOT / "examples/truth/bto_edge_small.npz"
-        for seed in arguments.seeds:
-            out = work / f"{EXAMPLE.stem}_{seed}"
-            outcomes.append(fit(EXAMPLE, truth, seed, out, arguments.reuse))
-            write(outcomes)
+        jobs = [(EXAMPLE, truth)]
         if arguments.phantoms:
             folder = arguments.phantoms.resolve()
-            for name in sorted(p.stem for p in folder.glob("*.json") if p.stem != EXAMPLE.stem):
-                plan = phantom_plan(folder, name, work)
-                answer = folder / "truth" / f"{name}.npz"
-                outcomes.append(fit(plan, answer, arguments.seeds[0], work / name, arguments.reuse))
+            names = sorted(p.stem for p in folder.glob("*.json") if p.stem != EXAMPLE.stem)
+            jobs += [(phantom_plan(folder, n, work), folder / "truth" / f"{n}.npz") for n in names]
+        for seed in arguments.seeds:
+            for plan, answer in jobs:
+                outcomes.append(fit(plan, answer, seed, work / f"{plan.stem}_{seed}", arguments.reuse))
                 write(outcomes)
     print(RESULTS.read_text("utf-8"))
 

@@ -192,7 +192,7 @@ PHANTOM: dict[str, dict[str, object]] = {
     "simulate": {
         "field_nm": [1.8, 1.8],
         "vacuum_nm": 0.5,
-        "thickness_nm": 1.2,
+        "thickness_nm": 3.2,
         "rotation_deg": 2.0,
         "dose_e_per_A2": 2e4,
         "seed": 1,
