@@ -22,7 +22,7 @@ from qhrtem.stages.joint import apply_step, total_cost
 from qhrtem.stages.linearise import Quadratic, linearise, possible_moves
 from qhrtem.stages.move_model import MoveModel, profile
 from qhrtem.stages.objective import Bench, State
-from qhrtem.stages.terraces import terrace_sweep
+from qhrtem.stages.terraces import settle
 
 Floats = NDArray[np.float64]
 TILTS = ("tilt_x", "tilt_y")
@@ -69,11 +69,7 @@ def count_round(
     model = profile(state, quadratic)
     descent = Descent(state.columns, model, surface, support)
     rejected[support.name] = rejected.get(support.name, 0) + descent.rejected
-    descent.run()
-    for _ in range(3):
-        if terrace_sweep(descent) < 1e-3:
-            break
-        descent.run()
+    settle(descent)
 
     def exact(s: State) -> float:
         return total_cost(bench, s, imaging) + surface.cost(s.columns)

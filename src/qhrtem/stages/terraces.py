@@ -17,6 +17,15 @@ Ints = NDArray[np.int64]
 PATCH_A = 6.0  # radius of a patch
 
 
+def settle(descent: Descent, rounds: int = 3) -> None:
+    """Let columns, pairs and terraces change until nothing does any more, or for some rounds."""
+    descent.run()
+    for _ in range(rounds):
+        if terrace_sweep(descent) < 1e-3:
+            break
+        descent.run()
+
+
 def terrace_sweep(descent: Descent, radius: float = PATCH_A) -> float:
     """Add and remove planes on either surface, everywhere and in patches, where it pays; return the gain."""
     gain = 0.0
