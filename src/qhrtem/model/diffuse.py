@@ -20,16 +20,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qhrtem.grid import fft2
+from qhrtem.grid import fft2, ifft2, irfft2, rfft2
 from qhrtem.model.forward import ForwardModel, finer
 from qhrtem.model.microscope import Microscope
-from qhrtem.physics.coherence import intensity
+from qhrtem.physics.coherence import intensity, spread_transfer
+from qhrtem.physics.detector import vibration_filter
 from qhrtem.physics.multislice import band_limited, exit_wave, transmission
 from qhrtem.physics.potential import PhaseKernels, Thermal
 from qhrtem.specimen.columns import AtomList, ColumnModel
 
 Floats = NDArray[np.float64]
 PHONON_PIXEL_A = 0.06  # coarsest sampling of waves through rigid atoms
+SPREAD_A = 1.0  # blur of the background that the source makes of beams at high angles
 
 
 def displacement_pairs(atoms: AtomList, sigma: Floats, pairs: int, generator: np.random.Generator) -> Floats:
@@ -65,8 +67,9 @@ class RigidModel:
         columns: ColumnModel,
         microscope: Microscope,
         pixel: float = PHONON_PIXEL_A,
+        conserve: bool = True,
     ) -> None:
-        """pixel: coarsest sampling of the waves, Å."""
+        """pixel: coarsest sampling of the waves, Å; conserve: return what source envelopes take away."""
         field = finer(model.field, pixel)
         fine = ForwardModel(field, model.energy)
         self.grid = field.grid
@@ -83,16 +86,29 @@ class RigidModel:
         self._weight = torch.ones(len(self.atoms.z), dtype=torch.float64, device=device)
         p = columns.projection
         self._step = fine.step(columns, microscope)
-        self._transfer = fine.transfer(microscope, p.origin + (high + 0.5) * p.plane)
+        exit_z = p.origin + (high + 0.5) * p.plane
+        self._transfer = fine.transfer(microscope, exit_z)
+        lens = microscope.lens(field.reference_z - exit_z)
+        self._spread = spread_transfer(self.grid, lens, self._transfer) if conserve else None
+        self._blur = vibration_filter(self.grid, SPREAD_A**2, SPREAD_A**2, 0.0)
         self._response = fine.response(microscope)
         self._detect = fine.detect
 
-    def sharp(self, displacement: Floats) -> Tensor:
-        """Return the intensity on the wave grid with atoms moved by (N, 2) y, x in Å."""
+    def spectrum(self, displacement: Floats) -> Tensor:
+        """Return the exit-wave spectrum with atoms moved by (N, 2) y, x in Å."""
         position = torch.as_tensor(self.atoms.position + displacement, device=self.grid.device)
         phases = self.kernels.phases(position, self._owner, self._species, self._weight, self.slices)
         gratings = band_limited(transmission(phases).to(self.grid.complex_dtype), self.grid)
-        return intensity(fft2(exit_wave(gratings, range(self.slices), self._step)), self._transfer)
+        return fft2(exit_wave(gratings, range(self.slices), self._step))
+
+    def sharp(self, displacement: Floats) -> Tensor:
+        """Return the intensity on the wave grid with atoms moved by (N, 2) y, x in Å."""
+        spectrum = self.spectrum(displacement)
+        sharp = intensity(spectrum, self._transfer)
+        if self._spread is None:
+            return sharp
+        spread = ifft2(spectrum * self._spread).abs().square()
+        return sharp + irfft2(rfft2(spread) * self._blur, self.grid.shape)
 
     def detect(self, sharp: Tensor) -> Tensor:
         """Return an intensity of the wave grid as the detector sees it."""
@@ -106,13 +122,15 @@ def frozen_phonon_image(
     pairs: int,
     generator: np.random.Generator,
     workers: int = 1,
+    conserve: bool = True,
 ) -> Tensor:
     """Return the average image over 2·pairs displaced configurations, on the image grid, vacuum = 1.
 
     Displacements follow B of each species times the microscope's Debye–Waller scale (independent atoms).
-    workers: threads that share the configurations; the result does not depend on their number.
+    workers: threads that share the configurations; the result does not depend on their number. conserve: as
+    in `RigidModel`.
     """
-    rigid = RigidModel(model, columns, microscope)
+    rigid = RigidModel(model, columns, microscope, conserve=conserve)
     b = np.array([s.b_iso for s in columns.species])[rigid.atoms.species] * microscope["b_scale"]
     moves = displacement_pairs(rigid.atoms, np.sqrt(b / (8 * math.pi**2)), pairs, generator)
     total = torch.zeros(rigid.grid.shape, dtype=rigid.grid.dtype, device=rigid.grid.device)

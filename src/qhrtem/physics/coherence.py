@@ -150,6 +150,19 @@ def focal_transfer(
     return Transfer(torch.stack(out), torch.as_tensor(rule.weight, dtype=grid.dtype, device=grid.device))
 
 
+def spread_transfer(grid: Grid, lens: Lens, transfer: Transfer) -> Tensor:
+    """Return a transfer function (rows, columns) for what the source envelopes of `transfer` take away.
+
+    An extended source scatters no electron out of the image: it blurs the interference of beams that it makes
+    drift apart, most of all that of beams at high angles, and leaves their intensity as a smooth background.
+    |this|² and the mean |transfer|² add up to what the aperture passes; the phase is that at the mean focus.
+    """
+    bare = focal_transfer(grid, lens, 1, envelope=False).functions[0]
+    passed = torch.einsum("f,fyx->yx", transfer.weights, transfer.functions.abs().square())
+    share = (1 - passed / bare.abs().square().clamp(min=1e-12)).clamp(min=0)
+    return bare * torch.sqrt(share)
+
+
 def _counts(value: float | Tensor) -> bool:
     """Return whether a spread has to be computed: it differs from zero, or its derivative is wanted."""
     return isinstance(value, Tensor) or value != 0
