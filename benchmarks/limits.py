@@ -1,0 +1,152 @@
+"""What the photons allow: position errors against the Cramér-Rao bound, error bars and lens against the truth.
+
+    python benchmarks/limits.py RUN TRUTH.npz [RUN TRUTH.npz …] [--out FILE]
+
+RUN is a finished run folder, TRUTH.npz its answer beside TRUTH.json. The bound is the inverse of the Fisher
+information of all positions and imaging parameters together, with the priors of the fit and shot noise alone,
+at the fitted state. Positions are those of the heaviest element of columns 6 Å inside the image, after one
+rigid shift. The lens of the answer is in the frame of the sample and is turned into that of the image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from oracle import bench_of, matched
+
+from qhrtem.io.twin import read_twin
+from qhrtem.run.process import prepare
+from qhrtem.stages.joint import GROUP_SIGMA_A, IDEAL_SIGMA_A, Refined
+from qhrtem.stages.linearise import linearise, prior_normal
+from qhrtem.stages.result import position_sigma
+from qhrtem.stages.structure import LENS, free_lens
+
+Floats = NDArray[np.float64]
+MARGIN_A = 6.0
+POSITIONS = ("run", "kind", "columns", "error (pm)", "bound (pm)", "error / bound", "within 1 σ", "within 1.96 σ")
+LENS_HEAD = ("run", "parameter", "true", "found", "σ", "error / σ")
+# Parameter, unit of the twin in units of the answer, and order of rotation: aberrations turn n times as fast.
+TURNED = (("a1", "A1", 0.1, 2), ("b2", "B2", 0.1, 1), ("a2", "A2", 0.1, 3))
+
+
+def bound(run: Path) -> tuple[Floats, Any, Any]:
+    """Return the bound (C, G, 2) in Å on the positions of all columns of a run, its state and its fit."""
+    with torch.inference_mode():
+        bench, state, fitted = bench_of(run)
+        quadratic = linearise(bench, state, free_lens(state, LENS), state.occupied(), {})
+    prior, _ = prior_normal(state, quadratic, IDEAL_SIGMA_A, GROUP_SIGMA_A)
+    refined = Refined(state, 0.0, quadratic, quadratic.matrix.plus(prior))
+    return position_sigma(state, refined, np.asarray(fitted.claimed)), state, fitted
+
+
+def positions(run: Path, answer: Path) -> list[list[str]]:
+    """Return a line for each kind of column and one for all."""
+    truth: Any = dict(np.load(answer))
+    limit, state, fitted = bound(run)
+    columns = state.columns
+    index = matched(columns, fitted, truth)
+    twin = read_twin(run)
+    pixel = twin.pixel_size_A
+    row = np.full(len(columns), -1)
+    row[np.asarray(fitted.claimed)] = np.arange(len(twin.columns.kind))
+    place = np.stack([truth["row"], truth["col"]], axis=1)
+    shape, margin = np.array(truth["clean"].shape), MARGIN_A / pixel
+    scored = ((place > margin) & (place < shape - 1 - margin)).all(1)
+    use = np.flatnonzero((index >= 0) & (row >= 0) & columns.occupied & scored[index])
+    heavy = _heaviest(truth)[index[use]]
+    error = (twin.columns.position_px[row[use]] - heavy) * pixel
+    error -= error.mean(0)
+    sigma = twin.columns.sigma_px[row[use]] * pixel
+    number = columns.group_depth()[0][use]
+    least = limit[use, np.where(number[:, 0] > 0, 0, np.argmax(number > 0, axis=1))]
+    kind = np.array([columns.kind_of(int(c)).name for c in use])
+    lines = []
+    for name in [*sorted(set(kind)), "all"]:
+        mine = kind == name if name != "all" else np.ones(len(kind), bool)
+        rms, low = (float(np.sqrt((v[mine] ** 2).mean())) * 100 for v in (error, least))
+        z = np.abs(error[mine] / sigma[mine])
+        cells = [str(int(mine.sum())), f"{rms:.2f}", f"{low:.2f}", f"{rms / low:.2f}"]
+        lines.append([run.name, name, *cells, f"{(z < 1).mean():.2f}", f"{(z < 1.96).mean():.2f}"])
+    return lines
+
+
+def _heaviest(truth: Any) -> Floats:
+    from qhrtem.specimen.crystal import atomic_number
+
+    order = np.argsort([-atomic_number(str(e)) for e in truth["elements"]])
+    first = [next(k for k in order if n[k] > 0) for n in truth["counts"]]
+    return np.asarray(truth["positions"][np.arange(len(first)), first])
+
+
+def lens(run: Path, answer: Path) -> list[list[str]]:
+    """Return a line for each imaging parameter whose true value is known."""
+    spec = json.loads(answer.with_suffix(".json").read_text("utf-8"))["spec"]
+    found = {e.name: e for e in read_twin(run).microscope}
+    turn = np.radians(spec["rotation_deg"])
+    true: dict[str, float] = {"c3_um": spec["aberrations"]["C3"] * 1e-4}
+    for name, key, factor, order in TURNED:
+        x, y = spec["aberrations"].get(key, (0.0, 0.0))
+        value = complex(x, y) * factor * np.exp(1j * order * turn)
+        true[f"{name}_x_nm"], true[f"{name}_y_nm"] = value.real, value.imag
+    for name in ("s3_x_um", "s3_y_um", "a3_x_um", "a3_y_um"):
+        true[name] = 0.0
+    true["focal_spread_nm"] = spec["focal_spread_A"] * 0.1
+    true["semi_convergence_mrad"] = spec["semi_convergence_mrad"]
+    tilt = complex(*spec["mistilt_mrad"]) * np.exp(1j * turn)
+    true["tilt_x_mrad"], true["tilt_y_mrad"] = tilt.real, tilt.imag
+    c, s = np.cos(turn), np.sin(turn)
+    shake = np.array([[c, -s], [s, c]]) @ np.diag(np.square(spec["vibration_A"]) * 1e4)
+    shake = shake @ np.array([[c, s], [-s, c]])
+    true["vibration_xx_pm2"], true["vibration_yy_pm2"] = shake[0, 0], shake[1, 1]
+    true["vibration_xy_pm2"], true["b_scale"], true["scale"] = shake[0, 1], 1.0, 1.0
+    lines = []
+    for name, value in true.items():
+        e = found[name]
+        cells = [f"{value:.4g}", f"{e.value:.4g}", f"{e.sigma:.2g}", f"{(e.value - value) / e.sigma:+.1f}"]
+        lines.append([run.name, name, *cells])
+    return lines
+
+
+def _table(head: tuple[str, ...], lines: list[list[str]]) -> str:
+    rows = [list(head), ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(r) + " |" for r in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pairs", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
+    a = parser.parse_args()
+    prepare()
+    pairs = list(zip(a.pairs[::2], a.pairs[1::2], strict=True))
+    where = [line for run, answer in pairs for line in positions(run, answer)]
+    imaging = [line for run, answer in pairs for line in lens(run, answer)]
+    outside = [line for line in imaging if abs(float(line[-1])) > 3]
+    text = f"""# What the photons allow
+
+Written by `python benchmarks/limits.py`. {" ".join((__doc__ or "").split("RUN is")[1].split()).join(["RUN is", ""])}
+
+## Positions
+
+{_table(POSITIONS, where)}
+
+## Imaging parameters
+
+{len(imaging) - len(outside)} of {len(imaging)} are within 3 σ of the truth.
+
+{_table(LENS_HEAD, imaging)}
+"""
+    a.out.write_text(text, "utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
