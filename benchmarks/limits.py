@@ -1,4 +1,4 @@
-"""What the photons allow: position errors against the Cramér-Rao bound, error bars and lens against the truth.
+"""What the photons allow: position errors against the Cramér-Rao bound, error bars and lens against truth.
 
     python benchmarks/limits.py RUN TRUTH.npz [RUN TRUTH.npz …] [--out FILE]
 
@@ -29,7 +29,16 @@ from qhrtem.stages.structure import LENS, free_lens
 
 Floats = NDArray[np.float64]
 MARGIN_A = 6.0
-POSITIONS = ("run", "kind", "columns", "error (pm)", "bound (pm)", "error / bound", "within 1 σ", "within 1.96 σ")
+POSITIONS = (
+    "run",
+    "kind",
+    "columns",
+    "error (pm)",
+    "bound (pm)",
+    "error / bound",
+    "within 1 σ",
+    "within 1.96 σ",
+)
 LENS_HEAD = ("run", "parameter", "true", "found", "σ", "error / σ")
 # Parameter, unit of the twin in units of the answer, and order of rotation: aberrations turn n times as fast.
 TURNED = (("a1", "A1", 0.1, 2), ("b2", "B2", 0.1, 1), ("a2", "A2", 0.1, 3))
@@ -130,9 +139,10 @@ def main() -> None:
     where = [line for run, answer in pairs for line in positions(run, answer)]
     imaging = [line for run, answer in pairs for line in lens(run, answer)]
     outside = [line for line in imaging if abs(float(line[-1])) > 3]
+    about = (__doc__ or "").split("\n\n")[2]
     text = f"""# What the photons allow
 
-Written by `python benchmarks/limits.py`. {" ".join((__doc__ or "").split("RUN is")[1].split()).join(["RUN is", ""])}
+Written by `python benchmarks/limits.py`. {about}
 
 ## Positions
 
