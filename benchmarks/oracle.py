@@ -34,7 +34,14 @@ from qhrtem.stages.counts import count_round
 from qhrtem.stages.joint import refine
 from qhrtem.stages.objective import Bench, State, make_misfit
 from qhrtem.stages.pipeline import BORDER_A, calibrate
-from qhrtem.stages.structure import LENS, PHONON_PAIRS, corrected, neighbour_radius
+from qhrtem.stages.structure import (
+    LENS,
+    PHONON_PAIRS,
+    STEEPEST_A,
+    corrected,
+    neighbour_radius,
+    terrace_radius,
+)
 from qhrtem.stages.thickness import basin_cost
 
 NEAR_A = 0.7  # a column of the fit and one of the truth are the same within this
@@ -118,7 +125,11 @@ def compare(run: Path, answer: Path) -> list[str]:
         index = matched(state.columns, fitted, truth)
         lens = [i for i, s in zip(_indices(), state.microscope.sigma[_indices()], strict=True) if s > 0]
         neighbours = Neighbours.within(state.columns, neighbour_radius(state.columns.projection))
-        surface, support = SurfaceEnergy(neighbours), NeighbourStep(neighbours, 6.0)
+        seen = np.zeros(len(state.columns), dtype=bool)
+        seen[np.asarray(fitted.claimed)] = True
+        near = Neighbours.within(state.columns, terrace_radius(state.columns.projection))
+        surface = SurfaceEnergy(near).learned(state.columns, seen)  # as rough as the blind result
+        support = NeighbourStep(neighbours, STEEPEST_A)
         blind = basin_cost(bench, state, lens, surface)
         at_truth = replace(state, columns=truth_ends(state.columns, index, truth))
         at_truth = refine(bench, at_truth, lens, at_truth.occupied(), 3).state
