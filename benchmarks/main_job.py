@@ -1,10 +1,11 @@
 """Run the main job on images whose answer is known and write the scores to benchmarks/results.md.
 
-    python benchmarks/main_job.py [--seeds 0 1 2] [--phantoms FOLDER] [--keep FOLDER [--reuse]]
+    python benchmarks/main_job.py [--seeds 0 1 2] [--phantoms FOLDER] [--keep FOLDER [--reuse | --score]]
 
 The bundled example is fitted with every seed, and with --phantoms (a folder of NAME.tif, NAME.json and
 truth/NAME.npz) its images too. Truth is read here, for scoring, and nowhere
-in the package. With --reuse, runs already in the --keep folder are scored and not fitted again.
+in the package. With --reuse, runs already in the --keep folder are scored and not fitted again; with --score,
+they alone are.
 """
 
 from __future__ import annotations
@@ -165,6 +166,7 @@ def main() -> None:
     parser.add_argument(
         "--reuse", action="store_true", help="score runs that are there instead of fitting anew"
     )
+    parser.add_argument("--score", action="store_true", help="score runs that are there and fit none")
     arguments = parser.parse_args()
     outcomes = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -178,7 +180,10 @@ def main() -> None:
             jobs += [(phantom_plan(folder, n, work), folder / "truth" / f"{n}.npz") for n in names]
         for seed in arguments.seeds:
             for plan, answer in jobs:
-                outcomes.append(fit(plan, answer, seed, work / f"{plan.stem}_{seed}", arguments.reuse))
+                out = work / f"{plan.stem}_{seed}"
+                if arguments.score and not (out / "columns.csv").is_file():
+                    continue
+                outcomes.append(fit(plan, answer, seed, out, arguments.reuse or arguments.score))
                 write(outcomes)
     print(RESULTS.read_text("utf-8"))
 
