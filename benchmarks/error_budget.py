@@ -1,0 +1,144 @@
+"""Where a fitted image and an independent one may differ: each source of error as an image difference.
+
+    python benchmarks/error_budget.py RUN [--answer TRUTH.npz] [--out FILE]
+
+RUN is a finished run folder. At its fitted structure and lens the image is computed twice, with and without
+each approximation; the differences, less their mean, are given as rms over the crystal in per cent of the
+vacuum intensity, with their means. With --answer (the noise-free image of a phantom) what is left of it
+stands below. Phantoms share some of these approximations with nobody: few frozen phonons and few focus nodes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from oracle import bench_of
+from torch import Tensor
+
+from qhrtem.io.twin import read_twin
+from qhrtem.model.diffuse import RigidModel, displacement_pairs, frozen_phonon_image
+from qhrtem.model.forward import Field, ForwardModel
+from qhrtem.model.microscope import Microscope
+from qhrtem.physics.coherence import full_intensity, gauss_hermite
+from qhrtem.run.process import prepare
+from qhrtem.specimen.columns import ColumnModel
+
+PAIRS = 8  # of antithetic frozen phonons, as in the last correction of a fit
+PLAIN = 24  # independent frozen phonons, as in the phantoms
+Difference = tuple[str, Callable[[], Tensor]]
+
+
+class Budget:
+    """Image differences at one structure and lens."""
+
+    def __init__(self, field: Field, columns: ColumnModel, lens: Microscope) -> None:
+        self.field, self.columns, self.lens = field, columns, lens
+        self.model = ForwardModel(field, lens.energy)
+
+    def coherent(self, **changes: object) -> Tensor:
+        """Return the coherent image with some of the field's settings changed."""
+        return ForwardModel(replace(self.field, **changes), self.lens.energy).image(self.columns, self.lens)  # type: ignore[arg-type]
+
+    def phonons(
+        self, pairs: int, seed: int, model: ForwardModel | None = None, conserve: bool = True
+    ) -> Tensor:
+        """Return the frozen-phonon image."""
+        generator = np.random.default_rng(seed)
+        return frozen_phonon_image(
+            model or self.model, self.columns, self.lens, pairs, generator, 2, conserve=conserve
+        )
+
+    def plain(self) -> Tensor:
+        """Return one error (one standard deviation drawn) of an average over `PLAIN` independent phonons."""
+        rigid = RigidModel(self.model, self.columns, self.lens)
+        b = np.array([s.b_iso for s in self.columns.species])[rigid.atoms.species] * self.lens["b_scale"]
+        sigma, rng = np.sqrt(b / (8 * math.pi**2)), np.random.default_rng(7)
+        images = [
+            rigid.detect(rigid.sharp(sigma[:, None] * rng.standard_normal((len(sigma), 2)))) for _ in range(8)
+        ]
+        # Half of them less the other half errs like one of their number over 8; scaled to PLAIN.
+        return (torch.stack(images[:4]).mean(0) - torch.stack(images[4:]).mean(0)) * math.sqrt(2 / PLAIN)
+
+    def source(self, nodes: int) -> Tensor:
+        """Return a sum over source angles less the image by envelopes, rigid atoms displaced once."""
+        rigid = RigidModel(self.model, self.columns, self.lens)
+        b = np.array([s.b_iso for s in self.columns.species])[rigid.atoms.species] * self.lens["b_scale"]
+        move = displacement_pairs(rigid.atoms, np.sqrt(b / (8 * math.pi**2)), 1, np.random.default_rng(3))[0]
+        p, f = self.columns.projection, self.field
+        exit_z = p.origin + (int(rigid.atoms.slice.max()) + 0.5) * p.plane
+        lens = self.lens.lens(f.reference_z - exit_z)
+        spectrum = rigid.spectrum(move)
+        return rigid.detect(full_intensity(spectrum, rigid.grid, lens, source=nodes)) - rigid.detect(
+            rigid.sharp(move)
+        )
+
+    def differences(self) -> Iterator[Difference]:
+        """Yield name and image difference of each source of error."""
+        yield "thermal motion: coherent image alone", lambda: self.phonons(PAIRS, 1) - self.coherent()
+        yield (
+            f"thermal motion: {PAIRS} pairs, another draw",
+            lambda: self.phonons(PAIRS, 1) - self.phonons(PAIRS, 2),
+        )
+        yield f"phantom: {PLAIN} independent phonons", self.plain
+        yield "focus: 7 equidistant nodes against 25", lambda: self.coherent() - self.coherent(foci=25)
+        rule = gauss_hermite(7)
+        yield (
+            "phantom: 7 Gauss-Hermite nodes of focus",
+            lambda: self.coherent(foci=rule) - self.coherent(foci=25),
+        )
+        yield (
+            "source: what envelopes take away",
+            lambda: self.phonons(2, 1) - self.phonons(2, 1, conserve=False),
+        )
+        yield "source: envelopes against 3 x 3 angles", lambda: self.source(3)
+        yield "source: 3 x 3 angles against 5 x 5", lambda: self.source(5) - self.source(3)
+        yield "scattering factors: Kirkland's", lambda: self.coherent(table="kirkland") - self.coherent()
+
+
+def rms(image: Tensor, field: Field, where: np.ndarray) -> tuple[float, float]:
+    """Return rms about the mean and mean over the crystal, per cent."""
+    v = field.crop(image).numpy()[where].astype(float) * 100
+    return float(v.std()), float(v.mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--answer", type=Path)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
+    a = parser.parse_args()
+    prepare()
+    lines = ["| source | rms (%) | mean (%) |", "| --- | --- | --- |"]
+    with torch.inference_mode():
+        bench, state, _ = bench_of(a.run)
+        match = read_twin(a.run).match
+        where = match.used & match.crystal
+        budget = Budget(bench.model.field, state.columns, state.microscope)
+        every = list(budget.differences())
+        if a.answer:
+            clean = torch.as_tensor(budget.field.embed(np.load(a.answer)["clean"].astype(np.float32), 1.0))
+            every.append(
+                ("left of the noise-free phantom by the blind fit", lambda: clean - bench.image(state))
+            )
+        for name, make in every:
+            spread, mean = rms(make(), budget.field, where)
+            lines.append(f"| {name} | {spread:.3f} | {mean:+.3f} |")
+            print(lines[-1], flush=True)
+    about = (__doc__ or "").split("\n\n")[2]
+    noise = 100 / math.sqrt(bench.misfit.electrons)
+    text = f"# Error budget\n\nWritten by `error_budget.py` for `{a.run.name}`. {about}\n"
+    a.out.write_text(
+        text + "\n" + "\n".join(lines) + f"\n\nShot noise of a pixel of vacuum: {noise:.1f} %.\n", "utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main()
