@@ -75,9 +75,21 @@ def test_a_bright_image_leaves_nothing_open(island: Slab) -> None:
 
 
 def test_collective_moves_are_never_worse_and_free_of_the_lean(island: Slab) -> None:
-    descent, support = descent_of(island, 2000.0)
+    descent, _ = descent_of(island, 2000.0)
     descent.run()
-    leant = collective_moves(descent, support, [1, 2])
+    leant = collective_moves(descent, [1, 2])
     assert leant.cost() <= descent.cost() + 1e-6
     assert leant.model is descent.model
     assert len(LEAN) == 16 and max(np.hypot(*lean) for lean in LEAN) < 4e-3
+
+
+def test_a_descent_over_another_model_is_one_made_anew(island: Slab) -> None:
+    descent, support = descent_of(island, 2000.0)
+    descent.run()
+    held = descent.model.held([1, 2], np.array([0.5, -0.3]))
+    anew = Descent(descent.columns, held, descent.surface, support)
+    over = descent.over(held)
+    for d in (anew, over):
+        d.run()
+    assert (anew.chosen == over.chosen).all() and over.cost() == pytest.approx(anew.cost())
+    assert descent.chosen.any() and descent.model is not held

@@ -91,8 +91,8 @@ class JointEstimate:
 def errors_of(twin: Twin) -> PositionErrors:
     """Return the joint position errors of a twin, with the mistilt as uncertain as it is.
 
-    A fit claims a mistilt given its counts, which lock it in: on images with known answers it was off by up to
-    2 mrad, three times what was claimed. Positions of light and heavy columns follow it differently, each
+    A fit claims a mistilt given its counts, which lock it in: on images with known answers it was off by up
+    to 4 mrad, six times what was claimed. Positions of light and heavy columns follow it differently, each
     by Cov(position, tilt)/Var(tilt) when everything else is fitted again. So what the covariance lacks of the
     prior's width (3 mrad unless the plan knows better), or of a larger claim, is added as a common error.
 

@@ -79,7 +79,7 @@ def count_round(
     trial = _applied(state, quadratic, descent, ranked)
     after = exact(trial)
     index = [quadratic.imaging.index(INDEX[n]) for n in TILTS if INDEX[n] in quadratic.imaging]
-    leant = collective_moves(descent, support, index) if collective and index else descent
+    leant = collective_moves(descent, index) if collective and index else descent
     if leant is not descent:
         other = _applied(state, quadratic, leant, _ranked(leant))
         cost = exact(other)
@@ -96,7 +96,7 @@ def count_round(
     return CountRound(state, 0, 0.0, model, undecided)
 
 
-def collective_moves(descent: Descent, support: NeighbourStep, index: list[int]) -> Descent:
+def collective_moves(descent: Descent, index: list[int]) -> Descent:
     """Return the best of the descents that start where another mistilt would lead.
 
     Moves of many columns that only another mistilt makes worthwhile, and the mistilt that only those moves
@@ -108,10 +108,10 @@ def collective_moves(descent: Descent, support: NeighbourStep, index: list[int])
     for lean in LEAN:
         present = model.step(best.picked())[index]
         value = present + np.array(lean)[: len(index)] / TILT_STEP
-        held = Descent(descent.columns, model.held(index, value), descent.surface, support)
+        held = descent.over(model.held(index, value))
         held.adopt(best.chosen)
         held.run(3)
-        free = Descent(descent.columns, model, descent.surface, support)
+        free = descent.over(model)
         free.adopt(held.chosen)
         free.run(4)
         cost = free.cost()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,8 @@ class _Local:
 
     own: Ints  # (m,) its moves
     pick: Floats  # (S, m) which moves make up each option
-    coupling: Floats  # (m, m) of its own moves
+    direct: Floats  # (m, m) coupling of its own moves while the imaging parameters are held
+    coupling: Floats  # (m, m) the same with the imaging parameters re-optimised
     beside: Ints  # (b,) moves that its own are coupled to directly
     pulls: Floats  # (m, b) how
     square: Floats  # (S,) cost of each option's moves among themselves
@@ -45,10 +47,22 @@ class Descent:
         self.along = np.zeros(len(model.reach))
         self.place = np.full(len(columns), -1)
         self.place[[o.column for o in model.options]] = np.arange(len(model.options))
-        self.depth = np.stack(columns.surfaces(), axis=1)  # (C, 2) Å, both surfaces as chosen
+        self.start = np.stack(columns.surfaces(), axis=1)  # (C, 2) Å, both surfaces
+        self.depth = self.start.copy()  # as chosen
         self.local = [self._prepare(columns, o) for o in model.options]
         self.barred = [self._barred(p, support) for p in self.local]
         self.rejected = int(sum(np.isinf(b).sum() for b in self.barred))
+
+    def over(self, model: MoveModel) -> Descent:
+        """Return a descent from where this one started, with other costs of the same moves (`held`)."""
+        out = copy(self)
+        out.model = model
+        out.chosen = np.zeros_like(self.chosen)
+        out.field, out.along = -2 * model.h, np.zeros(len(model.reach))
+        out.depth = self.start.copy()
+        if model is not self.model:
+            out.local = [_coupled(p, model) for p in self.local]
+        return out
 
     def _prepare(self, columns: ColumnModel, o: Options) -> _Local:
         own = np.array(sorted({m for moves in o.moves for m in moves}), dtype=np.int64)
@@ -57,8 +71,7 @@ class Descent:
         # Its own moves too, where the column lies beyond the image and acts on nothing.
         beside = np.union1d(rows.indices, own).astype(np.int64)
         pulls = rows[:, beside].toarray()
-        reach = self.model.reach[:, own]
-        coupling = pulls[:, np.searchsorted(beside, own)] - reach.T @ self.model.answer @ reach
+        direct = pulls[:, np.searchsorted(beside, own)]
         c = np.full(len(o.first), o.column)
         at = columns.site_depth
         top = (at(c, o.first) + at(c, o.first - 1)) / 2
@@ -66,9 +79,10 @@ class Descent:
         near = self.surface.neighbours.of(o.column)
         near = near[columns.last[near] >= columns.first[near]]
         allowed = unavoidable_step(columns, np.full(len(near), o.column), near)
-        square = np.einsum("sm,mn,sn->s", pick, coupling, pick)
-        return _Local(
-            own, pick, coupling, beside, pulls, square, np.stack([top, bottom], axis=1), near, allowed
+        surface = np.stack([top, bottom], axis=1)
+        none = np.zeros(len(pick))
+        return _coupled(
+            _Local(own, pick, direct, direct, beside, pulls, none, surface, near, allowed), self.model
         )
 
     def _barred(self, p: _Local, support: NeighbourStep) -> Floats:
@@ -170,3 +184,10 @@ class Descent:
             if len(others):
                 out[n] = others.min() - cost[s]
         return out
+
+
+def _coupled(p: _Local, model: MoveModel) -> _Local:
+    """Return a column whose moves also act on each other through the imaging parameters of a model."""
+    reach = model.reach[:, p.own]
+    coupling = p.direct - reach.T @ model.answer @ reach
+    return replace(p, coupling=coupling, square=((p.pick @ coupling) * p.pick).sum(1))
