@@ -193,3 +193,16 @@ def test_the_stored_model_gives_the_fitted_image_again(twin: Twin, tmp_path: Pat
     for e in twin.microscope:
         if e.refined:
             assert variance[e.name] == pytest.approx(e.sigma**2)
+
+
+def test_bent_debye_waller_factors_are_refused_and_a_strained_lens_is_named(island: Slab) -> None:
+    def judged(**values: float) -> Twin:
+        return twin_of(replace(island, microscope=island.microscope.with_values(**values)))
+
+    def gate(twin: Twin) -> bool:
+        return next(g for g in twin.gates if g.name.startswith("Debye")).passed
+
+    bent = judged(b_scale=2.8)
+    assert not gate(bent) and gate(judged(b_scale=0.5))
+    strained = judged(c1=1.0e3)
+    assert any("Far from what was expected: C1" in n for n in strained.notes)

@@ -31,6 +31,8 @@ from qhrtem.stages.thickness import Rival
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+MOST_B_RATIO = 2.5  # between fitted Debye–Waller factors and those of the CIF
+STRAINED = 5.0  # prior standard deviations of an imaging parameter that are worth a note
 NOT_RULED_OUT = 12.0  # χ² units, over the model error: odds of 400 to 1
 
 
@@ -82,7 +84,7 @@ def make_twin(
         thickness_A=float(table.bottom_A.max() - table.top_A.min()),
         chi2_crystal=chi2,
         chi2_vacuum=vacuum,
-        gates=_gates(match, chi2, state.columns, keep),
+        gates=_gates(match, chi2, state, keep),
         history=history,
         rules=dict(evidence.rejected),
         notes=(
@@ -90,6 +92,7 @@ def make_twin(
             _error_note(own, shared),
             _rival_note(evidence, max(own, shared)),
             _coherence_note(bench, state),
+            *_strained_note(state, evidence.imaging),
         ),
         provenance=_provenance(plan, micrograph),
         position_errors=position_errors(evidence.refined, state.columns, keep, start.field.reference_z),
@@ -376,7 +379,10 @@ def _estimates(
     return tuple(out)
 
 
-def _gates(match: Match, chi2: float, columns: ColumnModel, keep: NDArray[np.int64]) -> tuple[Gate, ...]:
+def _gates(match: Match, chi2: float, state: State, keep: NDArray[np.int64]) -> tuple[Gate, ...]:
+    columns = state.columns
+    scale = float(state.microscope["b_scale"])
+    ratio = max(scale, 1 / scale) if scale > 0 else float("inf")
     where = match.used & match.crystal
     r2 = (match.measured - match.simulated)[where].astype(float) ** 2
     unexplained = np.sqrt(max(float((r2 - match.sigma[where].astype(float) ** 2).mean()), 0.0))
@@ -407,6 +413,26 @@ def _gates(match: Match, chi2: float, columns: ColumnModel, keep: NDArray[np.int
             close == 0,
             "Atoms nearer than 0.6 times the crystal's shortest distance mean that positions went astray.",
         ),
+        Gate(
+            "Debye-Waller factors against the CIF",
+            ratio,
+            MOST_B_RATIO,
+            ratio <= MOST_B_RATIO,
+            "Fitted over stated B, or its inverse; a wrong thickness bends B, so does a wrong B in the CIF.",
+        ),
+    )
+
+
+def _strained_note(state: State, imaging: list[int]) -> tuple[str, ...]:
+    """Return which imaging parameters came out far from what plan and microscope let expect."""
+    lens = state.microscope
+    away = {PARAMETERS[i].label: (lens.values[i] - lens.mean[i]) / lens.sigma[i] for i in imaging}
+    far = [f"{name} ({z:+.0f} prior σ)" for name, z in away.items() if abs(z) > STRAINED]
+    if not far:
+        return ()
+    return (
+        f"Far from what was expected: {', '.join(far)}. Either the plan states it wrongly, or a wrong "
+        "structure bends it.",
     )
 
 

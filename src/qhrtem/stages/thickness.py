@@ -22,7 +22,7 @@ from qhrtem.stages.joint import refine, total_cost
 from qhrtem.stages.objective import Bench, State
 
 HOPELESS = 300.0  # χ² units behind after the first refinement: no later round makes up for it
-MOST_PERIODS = 3  # tried in each direction
+MOST_PERIODS = 8  # tried in each direction; each ends where neither neighbour is better
 
 
 @dataclass(frozen=True)
