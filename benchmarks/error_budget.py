@@ -57,8 +57,7 @@ class Budget:
     def plain(self) -> Tensor:
         """Return one error (one standard deviation drawn) of an average over `PLAIN` independent phonons."""
         rigid = RigidModel(self.model, self.columns, self.lens)
-        b = np.array([s.b_iso for s in self.columns.species])[rigid.atoms.species] * self.lens["b_scale"]
-        sigma, rng = np.sqrt(b / (8 * math.pi**2)), np.random.default_rng(7)
+        sigma, rng = rigid.sigma, np.random.default_rng(7)
         images = [
             rigid.detect(rigid.sharp(sigma[:, None] * rng.standard_normal((len(sigma), 2)))) for _ in range(8)
         ]
@@ -67,16 +66,12 @@ class Budget:
 
     def source(self, nodes: int) -> Tensor:
         """Return a sum over source angles less the image by envelopes, rigid atoms displaced once."""
-        rigid = RigidModel(self.model, self.columns, self.lens)
-        b = np.array([s.b_iso for s in self.columns.species])[rigid.atoms.species] * self.lens["b_scale"]
-        move = displacement_pairs(rigid.atoms, np.sqrt(b / (8 * math.pi**2)), 1, np.random.default_rng(3))[0]
-        p, f = self.columns.projection, self.field
-        exit_z = p.origin + (int(rigid.atoms.slice.max()) + 0.5) * p.plane
-        lens = self.lens.lens(f.reference_z - exit_z)
-        spectrum = rigid.spectrum(move)
-        return rigid.detect(full_intensity(spectrum, rigid.grid, lens, source=nodes)) - rigid.detect(
-            rigid.sharp(move)
-        )
+        # Upright: a tilted frame slides on below the specimen, which the plain sum does not know.
+        upright = self.lens.with_values(tilt_x=0.0, tilt_y=0.0)
+        rigid = RigidModel(self.model, self.columns, upright)
+        move = displacement_pairs(rigid.atoms, rigid.sigma, 1, np.random.default_rng(3))[0]
+        full = full_intensity(rigid.spectrum(move), rigid.grid, rigid.lens, source=nodes)
+        return rigid.detect(full - rigid.sharp(move))
 
     def differences(self) -> Iterator[Difference]:
         """Yield name and image difference of each source of error."""

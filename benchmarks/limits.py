@@ -10,7 +10,6 @@ rigid shift. The lens of the answer is in the frame of the sample and is turned 
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from oracle import bench_of, matched
+from oracle import bench_of, matched, runs_and_answers, table
+from score import heaviest_positions
 
 from qhrtem.io.twin import read_twin
 from qhrtem.run.process import prepare
@@ -68,7 +68,7 @@ def positions(run: Path, answer: Path) -> list[list[str]]:
     shape, margin = np.array(truth["clean"].shape), MARGIN_A / pixel
     scored = ((place > margin) & (place < shape - 1 - margin)).all(1)
     use = np.flatnonzero((index >= 0) & (row >= 0) & columns.occupied & scored[index])
-    heavy = _heaviest(truth)[index[use]]
+    heavy = heaviest_positions(truth)[index[use]]
     error = (twin.columns.position_px[row[use]] - heavy) * pixel
     error -= error.mean(0)
     sigma = twin.columns.sigma_px[row[use]] * pixel
@@ -83,14 +83,6 @@ def positions(run: Path, answer: Path) -> list[list[str]]:
         cells = [str(int(mine.sum())), f"{rms:.2f}", f"{low:.2f}", f"{rms / low:.2f}"]
         lines.append([run.name, name, *cells, f"{(z < 1).mean():.2f}", f"{(z < 1.96).mean():.2f}"])
     return lines
-
-
-def _heaviest(truth: Any) -> Floats:
-    from qhrtem.specimen.crystal import atomic_number
-
-    order = np.argsort([-atomic_number(str(e)) for e in truth["elements"]])
-    first = [next(k for k in order if n[k] > 0) for n in truth["counts"]]
-    return np.asarray(truth["positions"][np.arange(len(first)), first])
 
 
 def lens(run: Path, answer: Path) -> list[list[str]]:
@@ -122,20 +114,9 @@ def lens(run: Path, answer: Path) -> list[list[str]]:
     return lines
 
 
-def _table(head: tuple[str, ...], lines: list[list[str]]) -> str:
-    rows = [list(head), ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(r) + " |" for r in rows)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("pairs", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
-    a = parser.parse_args()
+    pairs, out = runs_and_answers(__doc__, __file__)
     prepare()
-    pairs = list(zip(a.pairs[::2], a.pairs[1::2], strict=True))
     where = [line for run, answer in pairs for line in positions(run, answer)]
     imaging = [line for run, answer in pairs for line in lens(run, answer)]
     outside = [line for line in imaging if abs(float(line[-1])) > 3]
@@ -146,15 +127,15 @@ Written by `python benchmarks/limits.py`. {about}
 
 ## Positions
 
-{_table(POSITIONS, where)}
+{table(POSITIONS, where)}
 
 ## Imaging parameters
 
 {len(imaging) - len(outside)} of {len(imaging)} are within 3 σ of the truth.
 
-{_table(LENS_HEAD, imaging)}
+{table(LENS_HEAD, imaging)}
 """
-    a.out.write_text(text, "utf-8")
+    out.write_text(text, "utf-8")
     print(text)
 
 

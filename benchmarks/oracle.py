@@ -39,6 +39,7 @@ from qhrtem.stages.structure import (
     PHONON_PAIRS,
     STEEPEST_A,
     corrected,
+    free_lens,
     neighbour_radius,
     terrace_radius,
 )
@@ -123,7 +124,7 @@ def compare(run: Path, answer: Path) -> list[str]:
     with torch.inference_mode():
         bench, state, fitted = bench_of(run)
         index = matched(state.columns, fitted, truth)
-        lens = [i for i, s in zip(_indices(), state.microscope.sigma[_indices()], strict=True) if s > 0]
+        lens = free_lens(state, LENS)
         neighbours = Neighbours.within(state.columns, neighbour_radius(state.columns.projection))
         seen = np.zeros(len(state.columns), dtype=bool)
         seen[np.asarray(fitted.claimed)] = True
@@ -157,24 +158,26 @@ def compare(run: Path, answer: Path) -> list[str]:
     ]
 
 
-def _indices() -> list[int]:
-    from qhrtem.model.microscope import INDEX
+def runs_and_answers(about: str | None, script: str) -> tuple[list[tuple[Path, Path]], Path]:
+    """Return the pairs of run and answer of the command line, and where the table goes."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pairs", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, default=Path(script).with_suffix(".md"))
+    a = parser.parse_args()
+    return list(zip(a.pairs[::2], a.pairs[1::2], strict=True)), a.out
 
-    return [INDEX[n] for n in LENS]
+
+def table(head: tuple[str, ...], lines: list[list[str]]) -> str:
+    """Return a table in Markdown."""
+    rows = [list(head), ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("pairs", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
-    a = parser.parse_args()
+    pairs, out = runs_and_answers(__doc__, __file__)
     prepare()
-    lines = [compare(run, answer) for run, answer in zip(a.pairs[::2], a.pairs[1::2], strict=True)]
-    table = [HEAD, tuple("---" for _ in HEAD), *lines]
-    text = "\n".join("| " + " | ".join(row) + " |" for row in table)
-    a.out.write_text(
+    text = table(HEAD, [compare(run, answer) for run, answer in pairs])
+    out.write_text(
         f"# Started at the truth\n\n{(__doc__ or '').split('RUN is')[0].splitlines()[0]}\n\n{text}\n"
     )
     print(text)

@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qhrtem.commands.doctor import matched
 from qhrtem.errors import QualityError
 from qhrtem.model.twin import ColumnTable, Twin
 from qhrtem.plan import plan_from_tables
 from qhrtem.run.process import prepare
 
 DATA = Path(__file__).resolve().parents[1] / "src/qhrtem/data"
-MARGIN_A, NEAR_A = 2.5, 0.5
+MARGIN_A = 2.5
 DOSE, THICKNESS, TILT = 2e4, 4.0, 1.0  # e/Å², nm, mrad: what stays while another varies
 HEAD = (
     *("varied", "value", "columns", "found", "invented", "exact", "within one", "bias of counts"),
@@ -125,23 +126,17 @@ def line(point: Point, folder: Path, reuse: bool) -> list[str]:
 def scores(point: Point, twin: Twin, truth: ColumnTable, shape: tuple[int, int]) -> list[str]:
     """Return the cells of a finished run."""
     pixel, found = twin.pixel_size_A, twin.columns
-    margin = MARGIN_A / pixel
-    p = truth.position_px
-    real = np.flatnonzero(((p > margin) & (p < np.array(shape) - 1 - margin)).all(1))
-    apart = np.linalg.norm(found.position_px[:, None] - p[None], axis=-1) * pixel
-    mine = np.flatnonzero(found.inside)
-    invented = int((apart[mine].min(1) >= NEAR_A).sum())
-    pairs = np.array([(int(apart[:, t].argmin()), t) for t in real if apart[:, t].min() < NEAR_A])
-    f, t = pairs.T
+    pairs, asked, invented = matched(found, truth, pixel, shape, MARGIN_A)
+    f, t = np.array(pairs).T
     order = [truth.elements.index(e) for e in found.elements]
     wrong = found.counts[f] - truth.counts[t][:, order]
-    error = (found.position_px[f] - p[t]) * pixel
+    error = (found.position_px[f] - truth.position_px[t]) * pixel
     error -= error.mean(0)
     z = np.abs(error / (found.sigma_px[f] * pixel))
     said = float(found.p_exact[f].mean())
     return [
-        str(len(real)),
-        f"{len(pairs) / len(real):.2f}",
+        str(asked),
+        f"{len(pairs) / asked:.2f}",
         str(invented),
         f"{(wrong == 0).all(1).mean():.2f}",
         f"{(np.abs(wrong) <= 1).all(1).mean():.2f}",

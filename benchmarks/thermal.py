@@ -55,8 +55,7 @@ def plain_average(
     """Return mean and standard error of images over `count` independent configurations, finely sampled."""
     rng = np.random.default_rng(seed)
     rigid = RigidModel(model, columns, lens, REFERENCE_PIXEL_A)
-    b = np.array([s.b_iso for s in columns.species])[rigid.atoms.species]
-    sigma = np.sqrt(b / (8 * np.pi**2))[:, None]
+    sigma = rigid.sigma[:, None]
     total, squares = torch.zeros(PIXELS, PIXELS), torch.zeros(PIXELS, PIXELS)
     for _ in range(count):
         image = rigid.detect(rigid.sharp(sigma * rng.standard_normal((len(sigma), 2))))

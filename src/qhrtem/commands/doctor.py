@@ -228,22 +228,32 @@ class Judged:
 
 def judge(found: ColumnTable, truth: ColumnTable, pixel: float, shape: tuple[int, int]) -> Judged:
     """Return how a column table compares with the true one; pixel in Å, shape of the image in pixels."""
-    rim, p = RIM_A / pixel, truth.position_px
-    well_inside = truth.inside & ((p > rim) & (p < np.array(shape) - 1 - rim)).all(1)
-    mine, real = np.flatnonzero(found.inside), np.flatnonzero(well_inside)
-    every = _distances(found.position_px, truth.position_px) * pixel
-    seen = every[:, real].min(0) < NEAR_A
-    invented = int((every[mine].min(1) >= NEAR_A).sum())
-    pairs = [(int(every[:, t].argmin()), int(t)) for t in real[seen]]
+    pairs, asked, invented = matched(found, truth, pixel, shape)
     apart = np.array([found.position_px[f] - truth.position_px[t] for f, t in pairs]) * pixel * 100
     order = [truth.elements.index(e) for e in found.elements]
     counts = [np.abs(found.counts[f] - truth.counts[t][order]).max() <= 1 for f, t in pairs]
     return Judged(
-        float(seen.mean()),
+        len(pairs) / asked if asked else float("nan"),
         invented,
         float(np.mean(counts)) if pairs else 0.0,
         float(np.sqrt(((apart - apart.mean(0)) ** 2).mean())) if pairs else float("inf"),
     )
+
+
+def matched(
+    found: ColumnTable, truth: ColumnTable, pixel: float, shape: tuple[int, int], rim_A: float = RIM_A
+) -> tuple[list[tuple[int, int]], int, int]:
+    """Return pairs (found, true) of columns, how many true ones were asked for, and how many were invented.
+
+    pixel: Å; shape of the image in pixels; rim_A: true columns nearer to the border are not asked for, Å.
+    """
+    rim, p = rim_A / pixel, truth.position_px
+    well_inside = truth.inside & ((p > rim) & (p < np.array(shape) - 1 - rim)).all(1)
+    mine, real = np.flatnonzero(found.inside), np.flatnonzero(well_inside)
+    every = _distances(found.position_px, truth.position_px) * pixel
+    seen = every[:, real].min(0) < NEAR_A
+    pairs = [(int(every[:, t].argmin()), int(t)) for t in real[seen]]
+    return pairs, len(real), int((every[mine].min(1) >= NEAR_A).sum())
 
 
 def _distances(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -78,6 +78,8 @@ class RigidModel:
             self.grid, columns.species, model.energy, thermal, field.table, taper="nyquist"
         )
         self.atoms = columns.atoms()
+        b = np.array([s.b_iso for s in columns.species])[self.atoms.species] * microscope["b_scale"]
+        self.sigma: Floats = np.sqrt(b / (8 * math.pi**2))  # (N,) thermal displacement along each axis, Å
         low, high = int(self.atoms.slice.min()), int(self.atoms.slice.max())
         self.slices = high - low + 1
         device = self.grid.device
@@ -88,8 +90,8 @@ class RigidModel:
         self._step = fine.step(columns, microscope)
         exit_z = p.origin + (high + 0.5) * p.plane
         self._transfer = fine.transfer(microscope, exit_z)
-        lens = microscope.lens(field.reference_z - exit_z)
-        self._spread = spread_transfer(self.grid, lens, self._transfer) if conserve else None
+        self.lens = microscope.lens(field.reference_z - exit_z)
+        self._spread = spread_transfer(self.grid, self.lens, self._transfer) if conserve else None
         self._blur = vibration_filter(self.grid, SPREAD_A**2, SPREAD_A**2, 0.0)
         self._response = fine.response(microscope)
         self._detect = fine.detect
@@ -131,8 +133,7 @@ def frozen_phonon_image(
     in `RigidModel`.
     """
     rigid = RigidModel(model, columns, microscope, conserve=conserve)
-    b = np.array([s.b_iso for s in columns.species])[rigid.atoms.species] * microscope["b_scale"]
-    moves = displacement_pairs(rigid.atoms, np.sqrt(b / (8 * math.pi**2)), pairs, generator)
+    moves = displacement_pairs(rigid.atoms, rigid.sigma, pairs, generator)
     total = torch.zeros(rigid.grid.shape, dtype=rigid.grid.dtype, device=rigid.grid.device)
 
     def both(move: Floats) -> Tensor:

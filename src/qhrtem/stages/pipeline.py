@@ -85,8 +85,8 @@ def fit_image(
     with torch.inference_mode():
         micrograph, lattice = calibrate(plan, raw, projection, parts)
         averages, hypotheses = imaging(plan, micrograph, lattice, projection, parts)
-        contenders = choose(micrograph, lattice, projection, averages, hypotheses, parts)
-        winner, state, evidence, others = structure(plan.run.seed, contenders, parts)
+        contenders, others = choose(micrograph, lattice, projection, averages, hypotheses, parts)
+        winner, state, evidence = structure(plan.run.seed, contenders, parts)
         notes = (*crystal.notes, *micrograph.notes, *lattice.notes, *_assumed(plan, raw), *others)
         steps = tuple(log.steps)
         return make_twin(plan, winner.bench, state, winner.start, lattice, micrograph, evidence, steps, notes)
@@ -175,8 +175,8 @@ def choose(
     averages: CellAverages,
     hypotheses: list[Hypothesis],
     parts: Parts,
-) -> list[Contender]:
-    """Return the hypotheses that the whole field leaves open, the best first, each with its lens refined."""
+) -> tuple[list[Contender], tuple[str, ...]]:
+    """Return the hypotheses that the whole field leaves open, best first, lens refined; and notes on all."""
     every = []
     starts = [start_field(micrograph, lattice, projection, averages, h) for h in hypotheses]
     border = BORDER_A + max(s.microscope.delocalisation() for s in starts)  # one, so that costs compare
@@ -191,7 +191,12 @@ def choose(
     best = every[0]
     # What the best leaves unexplained, it leaves because its structure is smooth: another may gain that.
     unexplained = max(best.bench.chi2(best.state) - 1.0, 0.0) * best.bench.misfit.pixels
-    return [c for c in every if c.cost - best.cost <= max(HOPELESS, unexplained)]
+    notes = tuple(
+        f"{len(every)} ways for the crystal to lie in the image were compared on the whole field, lens and "
+        f"smooth thickness fitted; the next best is worse by Δχ² = {c.cost - best.cost:.0f}."
+        for c in every[1:2]
+    )
+    return [c for c in every if c.cost - best.cost <= max(HOPELESS, unexplained)], notes
 
 
 def first_lens(bench: Bench, start: Start, log: Log) -> Reached:

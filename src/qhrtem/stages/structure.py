@@ -6,7 +6,7 @@ side by side; the best goes on, and the others stay as rivals that lessen what i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -16,14 +16,14 @@ from qhrtem.model.diffuse import diffuse_image
 from qhrtem.model.microscope import INDEX
 from qhrtem.specimen.crystal import Projection
 from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
-from qhrtem.stages.checkpoint import Log, Parts, Reached, ReachedForm
+from qhrtem.stages.checkpoint import Parts, Reached, ReachedForm
 from qhrtem.stages.counts import LEAST_CHI2_GAIN, TILTS, count_round
 from qhrtem.stages.joint import refine
 from qhrtem.stages.objective import Bench, State
 from qhrtem.stages.result import Evidence
 from qhrtem.stages.start import Start
 from qhrtem.stages.surfaces import outline_round
-from qhrtem.stages.thickness import HOPELESS, Rival, basin_cost, other_thicknesses
+from qhrtem.stages.thickness import Rival, basin_cost, other_thicknesses
 
 Floats = NDArray[np.float64]
 
@@ -62,27 +62,24 @@ class Contender:
 class Rounds:
     """The rounds that find the structure of one contender, each a part that is computed once."""
 
-    bench: Bench
-    start: Start
+    contender: Contender
     parts: Parts
     seed: int
-    projection: Projection
-    neighbours: Neighbours
-    prefix: str = ""
-    rejected: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.generator = np.random.default_rng([self.seed, 1])
+        self.bench, self.start, self.log = self.contender.bench, self.contender.start, self.parts.log
+        columns = self.contender.state.columns
+        self.neighbours = Neighbours.within(columns, neighbour_radius(columns.projection))
         self.support = NeighbourStep(self.neighbours, STEEPEST_A)
-        columns = self.start.columns
-        self.energy = SurfaceEnergy(Neighbours.within(columns, terrace_radius(self.projection)))
-        self.form = ReachedForm(self.projection, self.rejected, self.generator)
-        self.log: Log = self.parts.log
+        self.energy = SurfaceEnergy(Neighbours.within(columns, terrace_radius(columns.projection)))
+        self.rejected: dict[str, int] = {}
+        self.generator = np.random.default_rng([self.seed, 1])
+        self.form = ReachedForm(columns.projection, self.rejected, self.generator)
         self.eligible = eligible(self.start)
 
     def part(self, name: str, make: partial[Reached]) -> Reached:
         """Return what a part reaches, computed or remembered."""
-        return self.parts(f"{self.prefix}{name}", make, self.form)
+        return self.parts(f"{self.contender.name}{name}", make, self.form)
 
     def surface(self, state: State) -> SurfaceEnergy:
         """Return the surface energy for a specimen as rough as it has turned out to be."""
@@ -156,15 +153,11 @@ class Rounds:
         return final.state, Evidence(lens, refined, final, surface, self.support, self.rejected, rivals)
 
 
-def structure(
-    seed: int, contenders: list[Contender], parts: Parts
-) -> tuple[Contender, State, Evidence, tuple[str, ...]]:
-    """Return the contender that describes the image, its fitted state, and notes on the others."""
+def structure(seed: int, contenders: list[Contender], parts: Parts) -> tuple[Contender, State, Evidence]:
+    """Return the contender that describes the image and its fitted state; the others are among its rivals."""
     every = []
     for number, contender in enumerate(contenders):
-        projection = contender.state.columns.projection
-        neighbours = Neighbours.within(contender.state.columns, neighbour_radius(projection))
-        rounds = Rounds(contender.bench, contender.start, parts, seed, projection, neighbours, contender.name)
+        rounds = Rounds(contender, parts, seed)
         parts.log.done = 0.25
         done = rounds.part("positions", partial(rounds.positions, contender.state))
         done = rounds.run(done, range(EARLY_ROUNDS))
@@ -172,13 +165,8 @@ def structure(
         cost = basin_cost(contender.bench, done.state, lens, rounds.surface(done.state))
         every.append((cost, number, rounds, done))
     every.sort(key=lambda e: e[:2])
-    cost, best, rounds, done = every[0]
+    cost, _, rounds, done = every[0]
     rivals = tuple(Rival(f"another place of the crystal ({n + 1})", c - cost) for c, n, *_ in every[1:])
-    notes = tuple(
-        f"Another place or orientation of the crystal describes the image worse by Δχ² = {r.behind:.0f}"
-        + ("; it is not ruled out." if r.behind < HOPELESS else ".")
-        for r in rivals
-    )
     done = rounds.run(done, range(EARLY_ROUNDS, COUNT_ROUNDS))
     lens = free_lens(done.state, LENS)
     rounds.log.done = 0.75
@@ -186,7 +174,7 @@ def structure(
     state, others = other_thicknesses(rounds.bench, done.state, lens, *rules, rounds.part, rounds.log)
     rounds.log.done = 0.9
     state, evidence = rounds.last(state, (*others, *rivals))
-    return contenders[best], state, evidence, notes
+    return rounds.contender, state, evidence
 
 
 def eligible(start: Start) -> set[int]:

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from qhrtem.stages.descent import Descent
 
@@ -30,15 +31,15 @@ def terrace_sweep(descent: Descent, radius: float = PATCH_A) -> float:
     """Add and remove planes on either surface, everywhere and in patches, where it pays; return the gain."""
     gain = 0.0
     place = descent.columns.anchor[[o.column for o in descent.model.options]]
+    patches = cKDTree(place).query_ball_point(place, radius)
     for side in (0, 1):
         for sign in (1, -1):
             depth = _next_plane(descent, side, sign)
             for plane in _distinct(depth, descent.columns.projection.plane / 2):
                 gain += _together(descent, _members(descent, plane, side, sign), side, sign)
-            for n in range(len(place)):
-                near = np.linalg.norm(place - place[n], axis=1) < radius
+            for n, near in enumerate(patches):
                 plane = float(_next_plane(descent, side, sign, np.array([n]))[0])
-                members = _members(descent, plane, side, sign, np.flatnonzero(near))
+                members = _members(descent, plane, side, sign, np.sort(near))
                 gain += _together(descent, members, side, sign)
     return gain
 
