@@ -6,9 +6,10 @@ and stays near the column, so it is carried through the slices in a small window
 - δ' = P[t δ + s (ψ + δ)], s the change of the transmission function (exact for added or removed atoms);
 - δ' = P[t δ + s ψ], s = i t ∂φ (the derivative with respect to a position).
 
-The window holds only δ, never a cut-out of the full wave, so its edges cost nothing but the far tail of δ.
-Inside the part that is returned, image changes are within 0.1 % of the vacuum intensity of those of the whole
-field.
+The windows hold only δ, never a cut-out of the full wave, so their edges cost nothing but the far tail of δ.
+Through the specimen δ travels in a narrow one, which it hardly leaves; the lens, whose aberrations spread it
+farther, acts in a wide one. Inside the part that is returned, image changes are within 0.1 % of the vacuum
+intensity of those of the whole field.
 """
 
 from __future__ import annotations
@@ -20,16 +21,20 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from qhrtem.grid import Grid, fft2, ifft2
+from qhrtem.grid import Grid, fft2, good_size, ifft2
 from qhrtem.model.forward import ForwardModel, paired_size, thermal_of
 from qhrtem.model.microscope import Microscope
 from qhrtem.physics.coherence import image_waves
+from qhrtem.physics.electron import wavelength
 from qhrtem.physics.multislice import propagator, transmission
 from qhrtem.physics.potential import phase_factor, radial_frequency, soft_band_limit
 from qhrtem.specimen.columns import ColumnModel
 
 USED_A = 10.0  # Å, edge of the part of a window that is returned, for a well-tuned lens
+NEAR_A = 7.5  # Å, edge of the part in which δ travels through a thin specimen
+SPREAD = 1.25  # 1/Å, spatial frequency up to which δ spreads on the way through a thick one
 GUARD_A = 2.0  # Å on every side, computed and dropped: what leaves a window comes back at its other side
 WIDEST_USED_A = 22.0
 
@@ -70,9 +75,15 @@ class WindowModel:
     """Image changes by single columns around one reference structure and microscope."""
 
     def __init__(
-        self, model: ForwardModel, columns: ColumnModel, microscope: Microscope, width: float | None = None
+        self,
+        model: ForwardModel,
+        columns: ColumnModel,
+        microscope: Microscope,
+        width: float | None = None,
+        near: float | None = None,
     ) -> None:
-        """width: edge of the returned part, Å; by default what the lens needs."""
+        """width: edge of the returned part, Å; by default what the lens needs. near: edge of the part in
+        which waves travel through the specimen, Å; by default what its thickness needs."""
         self.model, self.columns, self.microscope = model, columns, microscope
         field = model.field.grid
         up, down = model.field.ratio
@@ -82,14 +93,19 @@ class WindowModel:
         self.size = paired_size(math.ceil((width + 2 * GUARD_A) / pixel), up, down)  # image pixels
         self.guard = math.floor(GUARD_A / pixel)  # image pixels
         self.wave_size = self.size * up // down
-        self.grid = Grid((self.wave_size,) * 2, field.pixel, field.device, field.dtype)
+        lens_grid = Grid((self.wave_size,) * 2, field.pixel, field.device, field.dtype)
         self._below: dict[int, Tensor] = {}
         self.stack, self.waves = model.waves(columns, microscope)
+        if near is None:
+            thickness = len(self.stack.order) * columns.projection.plane
+            near = NEAR_A + 2 * SPREAD * wavelength(model.energy) * thickness
+        self.near_size = min(good_size(math.ceil(near / field.pixel[0])), self.wave_size)  # wave pixels
+        self.grid = Grid((self.near_size,) * 2, field.pixel, field.device, field.dtype)
         tilt = (microscope["tilt_x"], microscope["tilt_y"])
         self.step = propagator(self.grid, columns.projection.plane, model.energy, tilt)
         self.exit_z = self.stack.exit_z
         self.spectrum = fft2(self.waves[-1])
-        self.transfer = model.transfer(microscope, self.exit_z, self.grid)
+        self.transfer = model.transfer(microscope, self.exit_z, lens_grid)
         self.lens_waves = image_waves(self.spectrum, model.transfer(microscope, self.exit_z))
         image_grid = Grid((self.size, self.size), model.field.image_grid.pixel, field.device, field.dtype)
         self.response = model.response(microscope, image_grid)
@@ -116,12 +132,10 @@ class WindowModel:
         row, col = (down * round((p / pixel - self.size / 2) / down) for p in position)
         return row, col
 
-    def _cut(self, field: Tensor, corner: tuple[int, int]) -> Tensor:
-        """Return the window (n, n) of a field (rows, columns) that starts at a corner; it may wrap around."""
-        up, down = self.model.field.ratio
-        n = self.wave_size
+    def _cut(self, field: Tensor, corner: tuple[int, int], n: int) -> Tensor:
+        """Return the part (n, n) of a field (rows, columns) that starts at a wave pixel; it may wrap."""
         rows, cols = field.shape
-        row, col = corner[0] * up // down % rows, corner[1] * up // down % cols
+        row, col = corner[0] % rows, corner[1] % cols
         if row + n <= rows and col + n <= cols:
             return field[row : row + n, col : col + n]
         r = (torch.arange(n, device=field.device) + row) % rows
@@ -135,8 +149,8 @@ class WindowModel:
         kind = self.columns.kind_of(c)
         position = self.columns.group_position()[c]
         for g, s in enumerate(kind.groups):
-            y = position[g, 0] - corner[0] * self.model.field.detector_pixel
-            x = position[g, 1] - corner[1] * self.model.field.detector_pixel
+            y = position[g, 0] - corner[0] * self.grid.pixel[0]
+            x = position[g, 1] - corner[1] * self.grid.pixel[1]
             spectrum = self.kernels[self.species.index(s)] * torch.outer(
                 torch.exp(-2j * math.pi * y * ky[:, 0]), torch.exp(-2j * math.pi * x * kx[0])
             )
@@ -149,8 +163,12 @@ class WindowModel:
     def respond(self, c: int, changes: Sequence[Move | Tangent]) -> Response:
         """Return the image changes by moves and position derivatives of column c, each on its own."""
         corner = self._corner(self.columns.group_position()[c, 0])
+        up, down = self.model.field.ratio
+        wide = corner[0] * up // down, corner[1] * up // down  # the same in wave pixels
+        inset = (self.wave_size - self.near_size) // 2
+        near = wide[0] + inset, wide[1] + inset
         sources = [self._sources(c, change) for change in changes]
-        stamps = self._stamps(c, corner, any(isinstance(change, Tangent) for change in changes))
+        stamps = self._stamps(c, near, any(isinstance(change, Tangent) for change in changes))
         first, last = self.stack.first_slice, self.stack.first_slice + len(self.stack.order) - 1
         begin = [min(s) if s else first for s in sources]
         rank = sorted(range(len(changes)), key=lambda k: begin[k])
@@ -168,12 +186,12 @@ class WindowModel:
             if active == 0:
                 continue
             inside = delta[:active]
-            grating = self._grating(j, corner, seen)
+            grating = self._grating(j, near, seen)
             if grating is not None:
                 inside *= grating
             arriving = [a for a in range(active) if j in sources[rank[a]]]
             if arriving:
-                psi = self._wave(j, corner)
+                psi = self._wave(j, near)
                 transmitted = psi if grating is None else psi * grating
             for a in arriving:
                 change, before = changes[rank[a]], inside[a].clone()
@@ -187,28 +205,31 @@ class WindowModel:
             moving = fft2(inside, out=spectrum[:active])
             moving *= self.step
             ifft2(moving, out=inside)
-        images = self._image_change(delta, rank, changes, corner, stop - last)
+        if stop > last:
+            # Waves below the last occupied slice came too far.
+            delta = ifft2(fft2(delta) * self.step.conj() ** (stop - last))
+        images = self._image_change(functional.pad(delta, (inset,) * 4), rank, changes, wide)
         return Response(corner[0] + self.guard, corner[1] + self.guard, images)
 
     def _grating(self, j: int, corner: tuple[int, int], seen: dict[int, Tensor]) -> Tensor | None:
-        """Transmission function of slice j in the window, None where the slice is empty."""
+        """Transmission function (n, n) of slice j from a corner on, None where the slice is empty."""
         n = j - self.stack.first_slice
         if not 0 <= n < len(self.stack.order):
             return None
         u = self.stack.order[n]
         if u not in seen:
-            seen[u] = self._cut(self.stack.gratings[u], corner).contiguous()
+            seen[u] = self._cut(self.stack.gratings[u], corner, self.near_size).contiguous()
         return seen[u]
 
     def _wave(self, j: int, corner: tuple[int, int]) -> Tensor:
-        """Wave in front of slice j, in the window."""
+        """Wave (n, n) in front of slice j from a corner on."""
         n = j - self.stack.first_slice
         if n < 0:
             return torch.ones(self.grid.shape, dtype=self.grid.complex_dtype, device=self.grid.device)
         if n >= len(self.stack.order):
             # Below the last occupied slice the wave only travels on.
-            return self._cut(self._travelled(n - len(self.stack.order)), corner)
-        return self._cut(self.waves[n], corner)
+            return self._cut(self._travelled(n - len(self.stack.order)), corner, self.near_size)
+        return self._cut(self.waves[n], corner, self.near_size)
 
     def _travelled(self, slices: int) -> Tensor:
         if slices == 0:
@@ -241,17 +262,14 @@ class WindowModel:
         rank: list[int],
         changes: Sequence[Move | Tangent],
         corner: tuple[int, int],
-        below: int,
     ) -> np.ndarray:
-        """Lens, incoherent sum and detector for the changed waves; undoes travel below the exit plane."""
+        """Lens, incoherent sum and detector for the changed waves at the exit plane."""
         spectrum = fft2(delta)
-        if below:
-            spectrum *= self.step.conj() ** below
         total = torch.zeros(delta.shape, dtype=self.grid.dtype, device=self.grid.device)
         finite = [a for a, k in enumerate(rank) if isinstance(changes[k], Move)]
         wave = torch.empty_like(delta)
         for f in range(len(self.transfer.weights)):
-            base = self._cut(self.lens_waves[f], corner)
+            base = self._cut(self.lens_waves[f], corner, self.wave_size)
             torch.mul(spectrum, self.transfer.functions[f], out=wave)
             ifft2(wave, out=wave)
             term = 2 * (base.real * wave.real + base.imag * wave.imag)
