@@ -22,9 +22,9 @@ from score import heaviest_positions
 
 from qhrtem.io.twin import read_twin
 from qhrtem.run.process import prepare
+from qhrtem.stages.assess import position_sigma
 from qhrtem.stages.joint import GROUP_SIGMA_A, IDEAL_SIGMA_A, Refined
 from qhrtem.stages.linearise import linearise, prior_normal
-from qhrtem.stages.result import position_sigma
 from qhrtem.stages.structure import LENS, free_lens
 
 Floats = NDArray[np.float64]

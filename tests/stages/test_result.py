@@ -18,11 +18,12 @@ from qhrtem.model.twin import Twin
 from qhrtem.plan import Plan
 from qhrtem.simulate.again import fitted_image
 from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
+from qhrtem.stages.assess import Evidence, assess, claimed
 from qhrtem.stages.counts import count_round
 from qhrtem.stages.covariance import position_errors
 from qhrtem.stages.joint import refine
 from qhrtem.stages.objective import State
-from qhrtem.stages.result import Evidence, claimed, make_twin
+from qhrtem.stages.result import make_twin
 from qhrtem.stages.start import Start
 from qhrtem.stages.thickness import Rival
 from slabs import Slab, slab
@@ -62,9 +63,9 @@ def twin_of(island: Slab, rivals: tuple[Rival, ...] = ()) -> Twin:
             "structure": {"path": "BaTiO3.cif", "zone_axis": [1, 1, 0]},
         }
     )
-    return make_twin(
-        plan, bench, final.state, start_of(island), lattice, micrograph, evidence, (), ("a note",)
-    )
+    start = start_of(island)
+    assessed = assess(bench, final.state, start, lattice, evidence, 0)
+    return make_twin(plan, final.state, start, lattice, micrograph, assessed, (), ("a note",))
 
 
 @pytest.fixture(scope="module")

@@ -76,6 +76,8 @@ def write_fitted(file: h5py.File, fitted: Fitted | None) -> None:
         put(group, f"columns/{name}", getattr(columns, name), unit)
     put(group, "claimed", fitted.claimed, "1")
     put(group, "diffuse", fitted.diffuse, "vacuum")
+    if fitted.bend is not None:
+        put(group, "bend", fitted.bend, "rad/angstrom")
     _write_crystal(group, columns.projection.crystal, columns.projection.zone)
     put_strings(group, "microscope/name", NAMES)
     for part in ("values", "mean", "sigma"):
@@ -119,7 +121,8 @@ def read_fitted(file: h5py.File) -> Fitted | None:
         foci=int(f["foci"][()]),
         table=str(f.attrs["table"]),
     )
-    return Fitted(columns, group["claimed"][()], _read_microscope(group), field, group["diffuse"][()])
+    bend = group["bend"][()] if "bend" in group else None
+    return Fitted(columns, group["claimed"][()], _read_microscope(group), field, group["diffuse"][()], bend)
 
 
 def _read_microscope(group: h5py.Group) -> Microscope:

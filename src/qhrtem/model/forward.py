@@ -80,6 +80,10 @@ class Field:
         """Return field positions (..., 2) y, x in Å of image pixels (row, col)."""
         return (np.asarray(pixel) + np.array(self.pad)) * self.detector_pixel
 
+    def middle(self) -> np.ndarray:
+        """Return the middle (2,) y, x in Å of the recorded image."""
+        return self.to_field((np.array(self.image_shape) - 1) / 2)
+
     def crop(self, image: Tensor) -> Tensor:
         """Return the recorded part (..., rows, cols) of images on the image grid."""
         (py, px), (ny, nx) = self.pad, self.image_shape

@@ -65,12 +65,10 @@ def tiles(field: Field, edge: float = TILE_A, halo: float = HALO_A) -> Iterator[
 
 def columns_in(columns: ColumnModel, tile: Tile) -> ColumnModel:
     """Return the columns of a tile, in its own frame."""
-    anchor = columns.anchor - np.array(tile.origin)
+    origin = np.array(tile.origin)
+    anchor = columns.anchor - origin
     inside = ((anchor >= 0) & (anchor < np.array(tile.field.grid.extent))).all(1) & columns.occupied
-    chosen = {
-        name: getattr(columns, name)[inside] for name in ("kind", "cell", "rise", "shift", "first", "last")
-    }
-    return replace(columns, anchor=anchor[inside], **chosen)
+    return columns.part(inside, origin)
 
 
 def tiled_image(
@@ -81,10 +79,12 @@ def tiled_image(
     edge: float = TILE_A,
     halo: float = HALO_A,
     workers: int = 1,
+    bend: np.ndarray | None = None,
 ) -> Tensor:
     """Return the recorded image (rows, cols), vacuum = 1, computed tile by tile.
 
-    energy: eV; edge, halo: Å; workers: threads that share the tiles.
+    energy: eV; edge, halo: Å; workers: threads that share the tiles; bend: (2, 2) rad/Å, change of the
+    mistilt (y, x) along rows and columns, each tile having that of its middle.
     """
     out = torch.empty(field.image_shape, dtype=field.grid.dtype, device=field.grid.device)
 
@@ -96,8 +96,15 @@ def tiled_image(
             where.fill_(microscope["scale"])  # vacuum
             return
         with torch.inference_mode():
-            where.copy_(tile.field.crop(ForwardModel(tile.field, energy).image(part, microscope)))
+            lens = microscope if bend is None else _bent(microscope, bend, field, tile)
+            where.copy_(tile.field.crop(ForwardModel(tile.field, energy).image(part, lens)))
 
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(one, tiles(field, edge, halo)))
     return out
+
+
+def _bent(microscope: Microscope, bend: np.ndarray, field: Field, tile: Tile) -> Microscope:
+    away = tile.field.middle() + np.array(tile.origin) - field.middle()
+    tilt_y, tilt_x = bend @ away + (microscope["tilt_y"], microscope["tilt_x"])
+    return microscope.with_values(tilt_y=float(tilt_y), tilt_x=float(tilt_x))

@@ -107,6 +107,9 @@ class Fitted:
     microscope: Microscope
     field: Field
     diffuse: NDArray[np.float32]  # thermal diffuse correction on the image grid, vacuum = 1
+    # (2, 2) rad/Å, change of the mistilt (y, x) along rows and columns of a field that was fitted in tiles;
+    # the microscope's mistilt is then that in the middle. None where one mistilt holds everywhere.
+    bend: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)

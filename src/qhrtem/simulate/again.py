@@ -17,6 +17,7 @@ from qhrtem.grid import Grid, irfft2, rfft2
 from qhrtem.io.twin import read_twin
 from qhrtem.model.forward import MARGIN_A, Field, ForwardModel, make_field
 from qhrtem.model.microscope import PARAMETERS, Microscope, nominal
+from qhrtem.model.tiles import tiled_image
 from qhrtem.model.twin import Fitted, Twin
 from qhrtem.physics.detector import half_frequencies
 from qhrtem.physics.potential import Species, Thermal
@@ -117,10 +118,15 @@ def fitted_image(fitted: Fitted) -> NDArray[np.float32]:
 
     The sums are those of the fit in their order; another processor or library may change the last digit.
     """
-    model = ForwardModel(fitted.field, fitted.microscope.energy)
+    energy, diffuse = fitted.microscope.energy, torch.as_tensor(fitted.diffuse)
     with torch.inference_mode():
-        image = model.image(fitted.columns, fitted.microscope) + torch.as_tensor(fitted.diffuse)
-    return np.asarray(fitted.field.crop(image).numpy().astype(np.float32))
+        if fitted.bend is not None:
+            image = tiled_image(energy, fitted.field, fitted.columns, fitted.microscope, bend=fitted.bend)
+            image = image + fitted.field.crop(diffuse)
+        else:
+            model = ForwardModel(fitted.field, energy)
+            image = fitted.field.crop(model.image(fitted.columns, fitted.microscope) + diffuse)
+    return np.asarray(image.numpy().astype(np.float32))
 
 
 def reproduced(run: Path) -> Again:

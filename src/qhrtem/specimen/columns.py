@@ -139,6 +139,12 @@ class ColumnModel:
         """Return the model with other ends."""
         return replace(self, first=np.asarray(first, np.int64), last=np.asarray(last, np.int64))
 
+    def part(self, which: NDArray[np.bool_] | Ints, origin: Floats) -> ColumnModel:
+        """Return some of the columns, in a frame that begins at `origin` (2,) y, x in Å of this one."""
+        names = ("kind", "cell", "rise", "shift", "first", "last")
+        chosen = {name: getattr(self, name)[which] for name in names}
+        return replace(self, anchor=self.anchor[which] - origin, **chosen)
+
     def filled(self, top: Floats, bottom: Floats) -> ColumnModel:
         """Return the model with every column filled between two depths (C,) in Å."""
         table = _SiteTable.of(self.projection)

@@ -80,11 +80,15 @@ class Log:
     begin: float = field(default_factory=time.monotonic)
     steps: list[Step] = field(default_factory=list)
     numbers: dict[str, int] = field(default_factory=dict)
-    done: float = 0.0  # estimated share of the work finished
+    done: float = 0.0  # estimated share of the work finished, of the part of it that `span` says
+    span: tuple[float, float] = (0.0, 1.0)
+    where: str = ""  # which part of the field is at work
 
     def __call__(self, stage: str, chi2: float, note: str = "") -> None:
         number = self.numbers.get(stage, 0)
-        step = Step(stage, number, float(chi2), time.monotonic() - self.begin, note, self.done)
+        done = self.span[0] + (self.span[1] - self.span[0]) * self.done
+        note = ", ".join(part for part in (self.where, note) if part)
+        step = Step(stage, number, float(chi2), time.monotonic() - self.begin, note, done)
         self._add(step)
         self.report(step)
 
@@ -93,7 +97,7 @@ class Log:
         for step in steps:
             self._add(step)
             self.begin = time.monotonic() - step.seconds
-            self.done = step.done
+            self.done = (step.done - self.span[0]) / (self.span[1] - self.span[0])
 
     def _add(self, step: Step) -> None:
         self.numbers[step.stage] = step.iteration + 1

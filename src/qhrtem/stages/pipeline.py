@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from functools import partial
 
@@ -14,12 +13,11 @@ from qhrtem.calibrate.area import foreign_area
 from qhrtem.calibrate.intensity import mean_pitch, normalise
 from qhrtem.calibrate.lattice import Lattice, register
 from qhrtem.errors import QualityError
-from qhrtem.model.forward import ForwardModel
 from qhrtem.model.micrograph import Micrograph, RawImage
 from qhrtem.model.twin import Twin
 from qhrtem.plan import Plan
 from qhrtem.specimen.crystal import Crystal, Projection, project
-from qhrtem.specimen.rules import Neighbours
+from qhrtem.stages.assess import assess
 from qhrtem.stages.checkpoint import (
     Forgetful,
     HypothesisForm,
@@ -28,10 +26,9 @@ from qhrtem.stages.checkpoint import (
     Memory,
     Parts,
     RankingForm,
-    Reached,
-    ReachedForm,
     Report,
 )
+from qhrtem.stages.contenders import choose
 from qhrtem.stages.imaging import (
     CellAverages,
     CellMatch,
@@ -40,31 +37,20 @@ from qhrtem.stages.imaging import (
     rank_orientations,
     search,
 )
-from qhrtem.stages.joint import refine
-from qhrtem.stages.objective import Bench, State, make_misfit
 from qhrtem.stages.result import make_twin
-from qhrtem.stages.start import Start, planned_microscope, start_field, stated_pixel
+from qhrtem.stages.start import planned_microscope, start_field, stated_pixel
 from qhrtem.stages.structure import (
-    EARLY,
-    PHONON_PAIRS,
-    Contender,
-    corrected,
-    eligible,
-    free_lens,
-    neighbour_radius,
     structure,
 )
-from qhrtem.stages.surfaces import outline_round
-from qhrtem.stages.thickness import HOPELESS
+from qhrtem.stages.tiling import fit_tiles
 
 Floats = NDArray[np.float64]
 
-SHIFT = ("shift_x", "shift_y")
 TRIALS = 96  # simulations of the global search over imaging parameters, for each orientation
 TIE = 2.0  # hypotheses within this factor of the best misfit are kept until the whole field decides
 ORIGINS = 3  # other places of the crystal that are tried
+MOST_COLUMNS = 2500  # lattice sites of a field that is fitted in one piece; more are cut into tiles
 MOST_CONTENDERS = 4  # hypotheses that are compared on the whole field
-BORDER_A = 1.5  # rim of the image left out of the misfit: columns beyond the image disturb it
 
 
 def fit_image(
@@ -85,11 +71,20 @@ def fit_image(
     with torch.inference_mode():
         micrograph, lattice = calibrate(plan, raw, projection, parts)
         averages, hypotheses = imaging(plan, micrograph, lattice, projection, parts)
-        contenders, others = choose(micrograph, lattice, projection, averages, hypotheses, parts)
-        winner, state, evidence = structure(plan.run.seed, contenders, parts)
-        notes = (*crystal.notes, *micrograph.notes, *lattice.notes, *_assumed(plan, raw), *others)
+        starts = [start_field(micrograph, lattice, projection, averages, h) for h in hypotheses]
+        notes = (*crystal.notes, *micrograph.notes, *lattice.notes, *_assumed(plan, raw))
+        if len(starts[0].columns) > MOST_COLUMNS:
+            whole = fit_tiles(plan.run.seed, micrograph, lattice, starts, parts)
+            start, state, assessed, others, bend = whole
+        else:
+            contenders, others = choose(micrograph, starts, parts)
+            winner, state, evidence = structure(plan.run.seed, contenders, parts)
+            start, bend = winner.start, None
+            assessed = assess(winner.bench, state, start, lattice, evidence, plan.run.seed)
         steps = tuple(log.steps)
-        return make_twin(plan, winner.bench, state, winner.start, lattice, micrograph, evidence, steps, notes)
+        return make_twin(
+            plan, state, start, lattice, micrograph, assessed, steps, (*notes, *others), bend
+        )
 
 
 def calibrate(plan: Plan, raw: RawImage, projection: Projection, parts: Parts) -> tuple[Micrograph, Lattice]:
@@ -166,55 +161,6 @@ def imaging(
             "over; check CIF, zone axis and vacuum level"
         )
     return averages, [h for h in hypotheses if h.misfit < TIE * hypotheses[0].misfit][:MOST_CONTENDERS]
-
-
-def choose(
-    micrograph: Micrograph,
-    lattice: Lattice,
-    projection: Projection,
-    averages: CellAverages,
-    hypotheses: list[Hypothesis],
-    parts: Parts,
-) -> tuple[list[Contender], tuple[str, ...]]:
-    """Return the hypotheses that the whole field leaves open, best first, lens refined; and notes on all."""
-    every = []
-    starts = [start_field(micrograph, lattice, projection, averages, h) for h in hypotheses]
-    border = BORDER_A + max(s.microscope.delocalisation() for s in starts)  # one, so that costs compare
-    for place, start in enumerate(starts):
-        model = ForwardModel(start.field, start.microscope.energy)
-        bench = Bench(model, make_misfit(micrograph, start.field, border), os.cpu_count() or 1)
-        job = partial(first_lens, bench, start, parts.log)
-        first = parts(f"lens {place}", job, ReachedForm(projection))
-        name = f"({place + 1}) " if place else ""
-        every.append(Contender(bench, first.state, start, first.number, name))
-    every.sort(key=lambda c: c.cost)
-    best = every[0]
-    # What the best leaves unexplained, it leaves because its structure is smooth: another may gain that.
-    unexplained = max(best.bench.chi2(best.state) - 1.0, 0.0) * best.bench.misfit.pixels
-    notes = tuple(
-        f"{len(every)} ways for the crystal to lie in the image were compared on the whole field, lens and "
-        f"smooth thickness fitted; the next best is worse by Δχ² = {c.cost - best.cost:.0f}."
-        for c in every[1:2]
-    )
-    return [c for c in every if c.cost - best.cost <= max(HOPELESS, unexplained)], notes
-
-
-def first_lens(bench: Bench, start: Start, log: Log) -> Reached:
-    """Return the state with lens and outline fitted to a structure of smooth thickness, and its cost."""
-    state = State(start.columns, start.microscope)
-    state = corrected(bench, state, PHONON_PAIRS[0], np.random.default_rng(0))
-    log("lens", bench.chi2(state), "first model of the field")
-    free = free_lens(state, (*EARLY, *SHIFT))
-    neighbours = Neighbours.within(state.columns, neighbour_radius(state.columns.projection))
-
-    def note(s: State, cost: float) -> None:
-        log("lens", bench.chi2(s))
-
-    state = refine(bench, state, free, [], 4, report=note).state
-    state, changed = outline_round(bench, state, free_lens(state, EARLY), [], eligible(start), neighbours)
-    log("surfaces", bench.chi2(state), f"{changed} rim columns changed")
-    refined = refine(bench, state, free, [], 2, report=note)
-    return Reached(refined.state, refined.cost)
 
 
 def _assumed(plan: Plan, raw: RawImage) -> tuple[str, ...]:

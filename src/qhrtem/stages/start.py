@@ -113,7 +113,6 @@ def start_field(
     low, high = field.to_field(np.zeros(2)) - MARGIN_A, field.to_field(np.array([ny - 1, nx - 1])) + MARGIN_A
     columns = lattice_columns(projection, origin, hypothesis.frame, (low[0], low[1], high[0], high[1]))
     detector = field.to_detector(columns.anchor)
-    inside = np.clip(np.round(detector).astype(int), 0, np.array([ny - 1, nx - 1]))
     crystal = present_columns(
         micrograph.intensity,
         micrograph.valid,
@@ -126,5 +125,12 @@ def start_field(
     thickness = thickness_at(np.clip(detector, 0, np.array([ny - 1, nx - 1])), averages, hypothesis, plane)
     filled = columns.filled(MID_PLANE_A - thickness / 2, MID_PLANE_A + thickness / 2)
     last = np.where(crystal, filled.last, filled.first - 1)
-    distance = np.maximum(np.abs(detector - inside).max(1), 0) * pixel
-    return Start(field, filled.with_ends(filled.first, last), replace(hypothesis.microscope), distance < 1.0)
+    columns = filled.with_ends(filled.first, last)
+    return Start(field, columns, replace(hypothesis.microscope), shown(field, columns))
+
+
+def shown(field: Field, columns: ColumnModel) -> NDArray[np.bool_]:
+    """Return the columns (C,) that the image of a field shows."""
+    detector = field.to_detector(columns.anchor)
+    inside = np.clip(np.round(detector).astype(int), 0, np.array(field.image_shape) - 1)
+    return np.asarray(np.abs(detector - inside).max(1) * field.detector_pixel < 1.0)

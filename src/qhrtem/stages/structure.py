@@ -16,11 +16,11 @@ from qhrtem.model.diffuse import diffuse_image
 from qhrtem.model.microscope import INDEX
 from qhrtem.specimen.crystal import Projection
 from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
+from qhrtem.stages.assess import Evidence
 from qhrtem.stages.checkpoint import Parts, Reached, ReachedForm
 from qhrtem.stages.counts import LEAST_CHI2_GAIN, TILTS, count_round
 from qhrtem.stages.joint import refine
 from qhrtem.stages.objective import Bench, State
-from qhrtem.stages.result import Evidence
 from qhrtem.stages.start import Start
 from qhrtem.stages.surfaces import outline_round
 from qhrtem.stages.thickness import Rival, basin_cost, other_thicknesses
@@ -56,6 +56,7 @@ class Contender:
     start: Start
     cost: float  # χ² units
     name: str = ""  # of its parts, empty for the only one
+    place: int = 0  # which of the hypotheses it came from
 
 
 @dataclass
@@ -155,6 +156,19 @@ class Rounds:
 
 def structure(seed: int, contenders: list[Contender], parts: Parts) -> tuple[Contender, State, Evidence]:
     """Return the contender that describes the image and its fitted state; the others are among its rivals."""
+    rounds, state, rivals = settled(seed, contenders, parts)
+    rounds.log.done = 0.9
+    state, evidence = rounds.last(state, rivals)
+    return rounds.contender, state, evidence
+
+
+def settled(
+    seed: int, contenders: list[Contender], parts: Parts
+) -> tuple[Rounds, State, tuple[Rival, ...]]:
+    """Return the rounds of the contender that describes the image, the state they settle at, and its rivals.
+
+    What is left is `Rounds.last`.
+    """
     every = []
     for number, contender in enumerate(contenders):
         rounds = Rounds(contender, parts, seed)
@@ -172,9 +186,7 @@ def structure(seed: int, contenders: list[Contender], parts: Parts) -> tuple[Con
     rounds.log.done = 0.75
     rules = rounds.surface(done.state), rounds.support, rounds.rejected
     state, others = other_thicknesses(rounds.bench, done.state, lens, *rules, rounds.part, rounds.log)
-    rounds.log.done = 0.9
-    state, evidence = rounds.last(state, (*others, *rivals))
-    return rounds.contender, state, evidence
+    return rounds, state, (*others, *rivals)
 
 
 def eligible(start: Start) -> set[int]:

@@ -1,0 +1,221 @@
+"""What is known of a fitted state: the image it makes, error bars of positions, probabilities of counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qhrtem.calibrate.lattice import Lattice
+from qhrtem.model.forward import Field
+from qhrtem.model.microscope import INDEX, PARAMETERS
+from qhrtem.model.twin import ImagingErrors, Match, PositionErrors
+from qhrtem.specimen.columns import ColumnModel
+from qhrtem.specimen.rules import NeighbourStep, SurfaceEnergy
+from qhrtem.stages.counts import CountRound
+from qhrtem.stages.covariance import imaging_errors, position_errors
+from qhrtem.stages.descent import Descent
+from qhrtem.stages.joint import Refined
+from qhrtem.stages.model_error import column_error, common_error
+from qhrtem.stages.move_model import MoveModel
+from qhrtem.stages.objective import Bench, Misfit, State
+from qhrtem.stages.posterior import Marginals, sample
+from qhrtem.stages.start import Start
+from qhrtem.stages.thickness import Rival
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+NOT_RULED_OUT = 12.0  # χ² units, over the model error: odds of 400 to 1
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the uncertainties are computed from."""
+
+    imaging: list[int]
+    refined: Refined
+    final: CountRound
+    surface: SurfaceEnergy
+    support: NeighbourStep
+    rejected: dict[str, int]
+    rivals: tuple[Rival, ...] = ()  # other thicknesses of the whole specimen, other places of the crystal
+
+
+@dataclass(frozen=True)
+class Assessed:
+    """What is known of a fitted state; C columns of its model, those on the image claimed."""
+
+    match: Match
+    sigma: Floats  # (C, G, 2) y, x in Å, of the element groups; nan where not refined
+    probability: Floats  # (C,) that the counts are exact; nan where not assessed
+    positions: PositionErrors  # of the claimed columns
+    imaging: ImagingErrors
+    refined: tuple[int, ...]  # imaging parameters that were refined
+    rejected: dict[str, int]  # candidates refused, by rule
+    diffuse: NDArray[np.float32]  # thermal diffuse correction on the image grid
+    notes: tuple[str, ...]
+
+
+def assess(
+    bench: Bench, state: State, start: Start, lattice: Lattice, evidence: Evidence, seed: int
+) -> Assessed:
+    """Return what is known of a fitted state; seed: of the walk through the column ends left open."""
+    keep = claimed(state.columns, start)
+    field = bench.model.field
+    match = match_of(bench.misfit, field, field.crop(bench.image(state)), lattice.crystal)
+    own, shared = model_errors(match, lattice.pixel_size_A, state, start, keep)
+    marginals = undecided(state.columns, evidence, own, seed)
+    likelihood = count_probability(state.columns, evidence, marginals)
+    probability = likelihood * agreed(state.columns, evidence.rivals, max(own, shared))
+    refined = replace(evidence.refined, undecided=marginals.continuous, column_error=own, common_error=shared)
+    diffuse = torch.as_tensor(state.diffuse, dtype=torch.float32).expand(bench.model.field.image_grid.shape)
+    return Assessed(
+        match,
+        position_sigma(state, refined, keep),
+        probability,
+        position_errors(refined, state.columns, keep, start.field.reference_z),
+        imaging_errors(refined),
+        tuple(evidence.imaging),
+        dict(evidence.rejected),
+        diffuse.cpu().numpy().copy(),
+        (
+            error_note(own, shared),
+            _rival_note(evidence, max(own, shared)),
+            _coherence_note(bench, state),
+        ),
+    )
+
+
+def error_note(own: float, shared: float) -> str:
+    """Return what the residual says of the model, and where that went."""
+    return (
+        f"Misfit on the scale of a column has {own:.2f} times the variance that shot noise gives, and what "
+        f"all columns of a kind have in common {shared:.2f} times. All error bars include the first, those "
+        "of the imaging parameters, and of what they do to all positions, the second."
+    )
+
+
+def claimed(columns: ColumnModel, start: Start) -> NDArray[np.int64]:
+    """Return the occupied columns on the recorded image; those beyond it only continue the crystal."""
+    position = start.field.to_detector(columns.group_position()[:, 0])
+    on_image = ((position > -0.5) & (position < np.array(start.field.image_shape) - 0.5)).all(1)
+    return np.flatnonzero(columns.occupied & on_image)
+
+
+def match_of(misfit: Misfit, field: Field, image: torch.Tensor, crystal: NDArray[np.bool_]) -> Match:
+    """Return measured and simulated image (rows, cols) side by side; crystal: which pixels are specimen."""
+    return Match(
+        measured=field.crop(misfit.measured).numpy().copy(),
+        simulated=image.numpy().astype(np.float32),
+        sigma=torch.sqrt(misfit.variance(image)).numpy().astype(np.float32),
+        used=field.crop(misfit.used).numpy().copy(),
+        crystal=crystal.copy(),
+    )
+
+
+def model_errors(match: Match, pixel: float, state: State, start: Start, keep: Ints) -> tuple[float, float]:
+    """Return the model error as it varies between columns and as they have it in common."""
+    place = start.field.to_detector(state.columns.group_position()[keep, 0])
+    kind = tuple(state.columns.kind_of(int(c)).name for c in keep)
+    return column_error(match, pixel), common_error(match, pixel, place, kind)
+
+
+def position_sigma(state: State, refined: Refined, keep: Ints) -> Floats:
+    """Return one standard deviation (C, G, 2) y, x in Å of the element groups; nan where not refined.
+
+    Of the mean position of each group in the frame of the image, a rigid shift of the whole specimen apart:
+    the mistilt moves what lies deeper or higher than the specimen's mean depth.
+    """
+    columns, q = state.columns, refined.quadratic
+    p = len(q.imaging)
+    out = np.full(columns.shift.shape, np.nan)
+    variance = np.diag(refined.covariance)[p:].copy()
+    depth = columns.group_depth()[1]
+    mean = np.nanmean(depth[keep])
+    c, group, axis = np.array(q.tangents, dtype=np.int64).reshape(-1, 3).T
+    for name, which in (("tilt_y", 0), ("tilt_x", 1)):
+        if INDEX[name] in q.imaging:
+            t = q.imaging.index(INDEX[name])
+            arm = np.where(axis == which, (depth[c, group] - mean) * PARAMETERS[INDEX[name]].step, 0.0)
+            # The refined coordinate and the slide down a tilted column err together.
+            variance += arm**2 * refined.covariance[t, t] + 2 * arm * refined.covariance[p:, t]
+    out[c, group, axis] = np.sqrt(np.maximum(variance, 0))
+    return out
+
+
+def undecided(columns: ColumnModel, evidence: Evidence, inflation: float, seed: int) -> Marginals:
+    """Return the posterior of the column ends around the fitted ones, costs divided by the model error."""
+    # The model describes moves away from the columns before the last round.
+    descent = Descent(
+        evidence.refined.state.columns, evidence.final.model, evidence.surface, evidence.support
+    )
+    descent.adopt(_chosen(columns, evidence.final.model))
+    return sample(descent, inflation, np.random.default_rng([seed, 4]))
+
+
+def count_probability(columns: ColumnModel, evidence: Evidence, marginals: Marginals) -> Floats:
+    """Return the probability (C,) that the counts of each column are exact, the specimen as thick as it is.
+
+    The share of the posterior over column ends that has these counts.
+    """
+    model = evidence.final.model
+    chosen = _chosen(columns, model)
+    out = np.full(len(columns), np.nan)
+    for n, o in enumerate(model.options):
+        ends = zip(o.first, o.last, strict=True)
+        counts = [_content(columns, o.column, int(first), int(last)) for first, last in ends]
+        same = np.array([c == counts[chosen[n]] for c in counts])
+        out[o.column] = min(float(marginals.probability[n][same].sum()), 1.0)
+    return out
+
+
+def agreed(columns: ColumnModel, rivals: tuple[Rival, ...], inflation: float) -> Floats:
+    """Return the posterior share (C,) of the specimens, rivals and the fitted one, with the same counts.
+
+    inflation: what differences of χ² are divided by; specimens differ in what all columns have in common, so
+    it is the model error in common.
+    """
+    counts = columns.element_counts()
+    same, total = np.ones(len(columns)), 1.0
+    for rival in rivals:
+        weight = float(np.exp(-0.5 * max(rival.behind, 0.0) / inflation))
+        same += weight * rival.agrees(counts)
+        total += weight
+    return np.asarray(same / total)
+
+
+def _rival_note(evidence: Evidence, inflation: float) -> str:
+    """Return which other specimens the image does not rule out."""
+    open_ = [r for r in evidence.rivals if r.behind / inflation < NOT_RULED_OUT]
+    if not open_:
+        return "No specimen of another thickness, and no other place of the crystal, comes near in χ²."
+    listed = ", ".join(f"{r.name} (Δχ² {r.behind:.0f})" for r in open_)
+    return f"Specimens that the image does not rule out: {listed}; the count probabilities include them."
+
+
+def _chosen(columns: ColumnModel, model: MoveModel) -> Ints:
+    """Return the option of each column of the model that leads to the ends it has now."""
+    out = np.zeros(len(model.options), dtype=np.int64)
+    for n, o in enumerate(model.options):
+        match = np.flatnonzero((o.first == columns.first[o.column]) & (o.last == columns.last[o.column]))
+        out[n] = match[0] if len(match) else 0
+    return out
+
+
+def _content(columns: ColumnModel, c: int, first: int, last: int) -> tuple[int, ...]:
+    kind = columns.kind_of(c)
+    sites = len(kind.sites)
+    groups = [kind.sites[s % sites].group for s in range(first, last + 1)]
+    return tuple(groups.count(g) for g in range(len(kind.groups)))
+
+
+def _coherence_note(bench: Bench, state: State) -> str:
+    """Return how much the treatment of partial coherence matters in this image."""
+    differs = bench.model.coherence_differences(state.columns, state.microscope)
+    return (
+        f"Partial coherence is summed over {bench.model.field.foci} foci with the source as an envelope; "
+        f"the full sum over focus and source angle differs by {differs['full']:.2%} of vacuum (rms), "
+        f"a quasi-coherent image by {differs['quasi-coherent']:.2%}."
+    )
