@@ -22,7 +22,8 @@ from score import heaviest_positions
 
 from qhrtem.io.twin import read_twin
 from qhrtem.run.process import prepare
-from qhrtem.stages.assess import position_sigma
+from qhrtem.specimen.crystal import atomic_number
+from qhrtem.stages.covariance import position_errors
 from qhrtem.stages.joint import GROUP_SIGMA_A, IDEAL_SIGMA_A, Refined
 from qhrtem.stages.linearise import linearise, prior_normal
 from qhrtem.stages.structure import LENS, free_lens
@@ -45,13 +46,24 @@ TURNED = (("a1", "A1", 0.1, 2), ("b2", "B2", 0.1, 1), ("a2", "A2", 0.1, 3))
 
 
 def bound(run: Path) -> tuple[Floats, Any, Any]:
-    """Return the bound (C, G, 2) in Å on the positions of all columns of a run, its state and its fit."""
+    """Return the bound (C, E, 2) in Å on the positions y, x of all elements, the state and the fit of a run.
+
+    A rigid shift of all columns is taken out of what they have in common.
+    """
     with torch.inference_mode():
         bench, state, fitted = bench_of(run)
         quadratic = linearise(bench, state, free_lens(state, LENS), state.occupied(), {})
     prior, _ = prior_normal(state, quadratic, IDEAL_SIGMA_A, GROUP_SIGMA_A)
     refined = Refined(state, 0.0, quadratic, quadratic.matrix.plus(prior))
-    return position_sigma(state, refined, np.asarray(fitted.claimed)), state, fitted
+    keep = np.asarray(fitted.claimed)
+    errors = position_errors(refined, state.columns, keep, fitted.field.reference_z)
+    common = errors.common_A.astype(float)
+    for axis in (0, 1):
+        common[errors.axis == axis] -= common[errors.axis == axis].mean(0)
+    out = np.full((len(state.columns), len(state.columns.projection.elements), 2), np.nan)
+    variance = errors.local_A2.diagonal() + (common**2).sum(1)
+    out[keep[errors.column], errors.element, 1 - errors.axis] = np.sqrt(variance)
+    return out, state, fitted
 
 
 def positions(run: Path, answer: Path) -> list[list[str]]:
@@ -72,8 +84,9 @@ def positions(run: Path, answer: Path) -> list[list[str]]:
     error = (twin.columns.position_px[row[use]] - heavy) * pixel
     error -= error.mean(0)
     sigma = twin.columns.sigma_px[row[use]] * pixel
-    number = columns.group_depth()[0][use]
-    least = limit[use, np.where(number[:, 0] > 0, 0, np.argmax(number > 0, axis=1))]
+    counts = columns.element_counts()[use]
+    charge = np.array([atomic_number(e) for e in columns.projection.elements])
+    least = limit[use, np.argmax(np.where(counts > 0, charge, 0), axis=1)]
     kind = np.array([columns.kind_of(int(c)).name for c in use])
     lines = []
     for name in [*sorted(set(kind)), "all"]:

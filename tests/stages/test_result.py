@@ -22,7 +22,7 @@ from qhrtem.stages.assess import Evidence, assess, claimed
 from qhrtem.stages.counts import count_round
 from qhrtem.stages.covariance import position_errors
 from qhrtem.stages.joint import refine
-from qhrtem.stages.objective import State
+from qhrtem.stages.objective import State, white_noise
 from qhrtem.stages.result import make_twin
 from qhrtem.stages.start import Start
 from qhrtem.stages.thickness import Rival
@@ -42,15 +42,16 @@ def start_of(island: Slab) -> Start:
     return Start(island.model.field, island.columns, island.microscope, np.ones(len(island.columns), bool))
 
 
-def twin_of(island: Slab, rivals: tuple[Rival, ...] = ()) -> Twin:
+def twin_of(island: Slab, rivals: tuple[Rival, ...] = (), free: list[int] = FREE) -> Twin:
     """The twin of a fit that starts at the truth."""
     bench = bench_of(island, electrons=20000.0)
     everything = list(range(len(island.columns)))
     neighbours = Neighbours.within(island.columns, 2.8)
     rules = SurfaceEnergy(neighbours), NeighbourStep(neighbours, 6.0)
-    refined = refine(bench, State(island.columns, island.microscope), FREE, everything, 2)
-    final = count_round(bench, refined.state, FREE, everything, everything, *rules, {})
-    evidence = Evidence(FREE, refined, final, *rules, {"neighbour step": 3}, rivals)
+    state = State(island.columns, island.microscope)
+    refined = refine(bench, state, free, everything, 2, probe=white_noise(bench, 0))
+    final = count_round(bench, refined.state, free, everything, everything, *rules, {})
+    evidence = Evidence(free, refined, final, *rules, {"neighbour step": 3}, rivals)
     shape = island.model.field.image_shape
     pixel = island.model.field.detector_pixel
     vectors = island.columns.projection.vectors
@@ -143,6 +144,20 @@ def test_joint_errors_hold_the_claimed_ones(island: Slab, twin: Twin) -> None:
     assert np.allclose(sigma, table.sigma_px, rtol=2e-3)  # stored in single precision
     assert errors.common_name[: len(FREE)] == ("imaging c1", "imaging vibration_xx")
     assert any(name.startswith("prior O") for name in errors.common_name)
+
+
+def test_error_bars_of_the_table_are_those_of_the_covariance_under_an_uncertain_mistilt(island: Slab) -> None:
+    """The table states the place at the columns' own depth, not where the refined coordinate stands."""
+    twin = twin_of(island, free=[*FREE, INDEX["tilt_x"], INDEX["tilt_y"]])
+    assert twin.position_errors is not None
+    table, errors = twin.columns, twin.position_errors
+    index = errors.index(len(table.kind), len(table.elements))
+    order = [table.elements.index(e) for e in ("Ba", "Ti", "O")]
+    heaviest = np.array([next(e for e in order if c[e]) for c in table.counts])
+    mine = index[np.arange(len(table.kind)), heaviest]
+    assert (mine >= 0).all()
+    sigma = errors.sigma_A()[mine][:, ::-1] / twin.pixel_size_A
+    assert np.allclose(sigma, table.sigma_px, rtol=2e-3)
 
 
 def test_common_errors_of_a_tilted_column_follow_its_depth(island: Slab) -> None:

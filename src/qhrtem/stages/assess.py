@@ -14,13 +14,14 @@ from qhrtem.model.microscope import INDEX, PARAMETERS
 from qhrtem.model.twin import ImagingErrors, Match, PositionErrors
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.specimen.rules import NeighbourStep, SurfaceEnergy
+from qhrtem.stages.bordered import Factor
 from qhrtem.stages.counts import CountRound
 from qhrtem.stages.covariance import imaging_errors, position_errors
 from qhrtem.stages.descent import Descent
-from qhrtem.stages.joint import Refined
+from qhrtem.stages.joint import Refined, apply_step
 from qhrtem.stages.model_error import column_error, common_error
 from qhrtem.stages.move_model import MoveModel
-from qhrtem.stages.objective import Bench, Misfit, State
+from qhrtem.stages.objective import Bench, Misfit, State, white_noise
 from qhrtem.stages.posterior import Marginals, sample
 from qhrtem.stages.start import Start
 from qhrtem.stages.thickness import Rival
@@ -52,6 +53,8 @@ class Assessed:
     probability: Floats  # (C,) that the counts are exact; nan where not assessed
     positions: PositionErrors  # of the claimed columns
     imaging: ImagingErrors
+    own: float  # model error as it varies between columns, over what noise makes
+    shared: float  # and as columns of a kind have it in common
     refined: tuple[int, ...]  # imaging parameters that were refined
     rejected: dict[str, int]  # candidates refused, by rule
     diffuse: NDArray[np.float32]  # thermal diffuse correction on the image grid
@@ -65,7 +68,12 @@ def assess(
     keep = claimed(state.columns, start)
     field = bench.model.field
     match = match_of(bench.misfit, field, field.crop(bench.image(state)), lattice.crystal)
-    own, shared = model_errors(match, lattice.pixel_size_A, state, start, keep)
+    noise = white_noise(bench, seed)
+    perfect = fitted_noise(bench, evidence.refined, noise, lattice.crystal)
+    place = start.field.to_detector(state.columns.group_position()[keep, 0])
+    kind = tuple(state.columns.kind_of(int(c)).name for c in keep)
+    own = column_error(match, lattice.pixel_size_A, perfect)
+    shared = common_error(match, lattice.pixel_size_A, place, kind, perfect)
     marginals = undecided(state.columns, evidence, own, seed)
     likelihood = count_probability(state.columns, evidence, marginals)
     probability = likelihood * agreed(state.columns, evidence.rivals, max(own, shared))
@@ -73,10 +81,12 @@ def assess(
     diffuse = torch.as_tensor(state.diffuse, dtype=torch.float32).expand(bench.model.field.image_grid.shape)
     return Assessed(
         match,
-        position_sigma(state, refined, keep),
+        position_sigma(state, refined, start.field.reference_z),
         probability,
         position_errors(refined, state.columns, keep, start.field.reference_z),
         imaging_errors(refined),
+        own,
+        shared,
         tuple(evidence.imaging),
         dict(evidence.rejected),
         diffuse.cpu().numpy().copy(),
@@ -115,30 +125,37 @@ def match_of(misfit: Misfit, field: Field, image: torch.Tensor, crystal: NDArray
     )
 
 
-def model_errors(match: Match, pixel: float, state: State, start: Start, keep: Ints) -> tuple[float, float]:
-    """Return the model error as it varies between columns and as they have it in common."""
-    place = start.field.to_detector(state.columns.group_position()[keep, 0])
-    kind = tuple(state.columns.kind_of(int(c)).name for c in keep)
-    return column_error(match, pixel), common_error(match, pixel, place, kind)
+def fitted_noise(bench: Bench, refined: Refined, probe: torch.Tensor, crystal: NDArray[np.bool_]) -> Match:
+    """Return the fitted image with white noise in place of what was measured, and the fit to that.
+
+    probe: the noise (image grid) in units of its standard deviation, for which the fit was linearised.
+    """
+    field, misfit = bench.model.field, bench.misfit
+    assert refined.quadratic.probe is not None
+    image = bench.image(refined.state)
+    followed = apply_step(
+        refined.state, refined.quadratic, Factor(refined.precision).solve(refined.quadratic.probe)
+    )
+    noisy = replace(misfit, measured=image + probe * torch.sqrt(misfit.variance(image)))
+    return match_of(noisy, field, field.crop(bench.image(followed)), crystal)
 
 
-def position_sigma(state: State, refined: Refined, keep: Ints) -> Floats:
+def position_sigma(state: State, refined: Refined, reference_z: float) -> Floats:
     """Return one standard deviation (C, G, 2) y, x in Å of the element groups; nan where not refined.
 
-    Of the mean position of each group in the frame of the image, a rigid shift of the whole specimen apart:
-    the mistilt moves what lies deeper or higher than the specimen's mean depth.
+    Of the mean position of each group in the frame of the image: the refined coordinate stands at the depth
+    reference_z (Å), and the mistilt moves what lies deeper or higher.
     """
     columns, q = state.columns, refined.quadratic
     p = len(q.imaging)
     out = np.full(columns.shift.shape, np.nan)
     variance = np.diag(refined.covariance)[p:].copy()
     depth = columns.group_depth()[1]
-    mean = np.nanmean(depth[keep])
     c, group, axis = np.array(q.tangents, dtype=np.int64).reshape(-1, 3).T
     for name, which in (("tilt_y", 0), ("tilt_x", 1)):
         if INDEX[name] in q.imaging:
             t = q.imaging.index(INDEX[name])
-            arm = np.where(axis == which, (depth[c, group] - mean) * PARAMETERS[INDEX[name]].step, 0.0)
+            arm = np.where(axis == which, (depth[c, group] - reference_z) * PARAMETERS[INDEX[name]].step, 0.0)
             # The refined coordinate and the slide down a tilted column err together.
             variance += arm**2 * refined.covariance[t, t] + 2 * arm * refined.covariance[p:, t]
     out[c, group, axis] = np.sqrt(np.maximum(variance, 0))

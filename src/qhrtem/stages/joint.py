@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import linalg
 
@@ -78,15 +79,16 @@ def refine(
     steps: int = 3,
     tolerance: float = 1.0,
     report: Callable[[State, float], None] = lambda state, cost: None,
+    probe: torch.Tensor | None = None,
 ) -> Refined:
     """Return the state after up to `steps` damped Gauss–Newton steps.
 
     Stops when the cost falls by less than `tolerance` (units of χ²). The damping follows Marquardt (1963):
-    tenfold up after a failed step, down after a good one.
+    tenfold up after a failed step, down after a good one. probe: as for `linearise`.
     """
     cost = total_cost(bench, state, imaging)
     damping = 0.0
-    quadratic = linearise(bench, state, imaging, positions, {})
+    quadratic = linearise(bench, state, imaging, positions, {}, probe=probe)
     for _ in range(steps):
         prior, pull = prior_normal(state, quadratic, IDEAL_SIGMA_A, GROUP_SIGMA_A)
         hessian = quadratic.matrix.plus(prior)
@@ -108,6 +110,6 @@ def refine(
         report(state, cost)
         if gain < tolerance:
             break
-        quadratic = linearise(bench, state, imaging, positions, {})
+        quadratic = linearise(bench, state, imaging, positions, {}, probe=probe)
     prior, _ = prior_normal(state, quadratic, IDEAL_SIGMA_A, GROUP_SIGMA_A)
     return Refined(state, cost, quadratic, quadratic.matrix.plus(prior))

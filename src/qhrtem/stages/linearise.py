@@ -47,6 +47,7 @@ class Quadratic:
     moves: list[EndMove]  # (M,)
     matrix: Bordered  # (P+T+M, P+T+M), the imaging parameters in its corner
     gradient: Floats  # (P+T+M,)
+    probe: Floats | None = None  # (P+T+M,) the gradient were the residual a given white noise
 
     @property
     def continuous(self) -> int:
@@ -88,17 +89,20 @@ def linearise(
     positions: list[int],
     moving: dict[int, list[EndMove]],
     tick: Callable[[float], None] = lambda fraction: None,
+    probe: torch.Tensor | None = None,
 ) -> Quadratic:
     """Return the quadratic model around a state.
 
     imaging: imaging parameters; positions: columns whose element groups may shift; moving: the end moves to
-    try, by column; tick: told the finished fraction.
+    try, by column; tick: told the finished fraction; probe: image grid, residual in units of its noise for
+    which the gradient is wanted as well.
     """
     columns = state.columns
     window = WindowModel(bench.model, columns, state.microscope)
     image = window.image() + state.diffuse
     weight = bench.misfit.weight(image).numpy()
     residual = (bench.misfit.measured - image).numpy() * weight
+    pulls = [residual] if probe is None else [residual, probe.numpy() * np.sqrt(weight)]
     tangents: list[tuple[int, int, int]] = []
     moves: list[EndMove] = []
     with_position = set(positions)
@@ -125,8 +129,9 @@ def linearise(
             blocks.append((tasks[n][1], response))
             tick((n + 1) / len(tasks))
     jacobian = bench.global_jacobian(state, imaging)
-    matrix, gradient = _assemble(jacobian, blocks, weight, residual, len(tangents), len(moves))
-    return Quadratic(list(imaging), tangents, moves, matrix, gradient)
+    matrix, gradient = _assemble(jacobian, blocks, weight, np.stack(pulls), len(tangents), len(moves))
+    probed = None if probe is None else gradient[1]
+    return Quadratic(list(imaging), tangents, moves, matrix, gradient[0], probed)
 
 
 def present_groups(columns: ColumnModel, c: int) -> list[int]:
@@ -141,16 +146,18 @@ def _assemble(
     jacobian: NDArray[np.float32],
     blocks: list[tuple[NDArray[np.int64], Response]],
     weight: NDArray[np.float32],
-    residual: NDArray[np.float32],
+    pulls: NDArray[np.float32],
     tangents: int,
     moves: int,
 ) -> tuple[Bordered, Floats]:
+    """Return the normal matrix and the gradients (K, unknowns) of weighted residuals (K, rows, cols)."""
     p = len(jacobian)
     border = np.zeros((p, tangents + moves))
-    gradient = np.zeros(p + tangents + moves)
+    gradient = np.zeros((len(pulls), p + tangents + moves))
     flat = jacobian.reshape(p, weight.size)
     corner = ((flat * weight.ravel()) @ flat.T).astype(np.float64)
-    gradient[:p] = flat @ residual.ravel()
+    for k, pull in enumerate(pulls):
+        gradient[k, :p] = flat @ pull.ravel()
     rows, cols = weight.shape
     placed = []
     for code, response in blocks:
@@ -164,7 +171,8 @@ def _assemble(
         r0, c0 = response.row + r_in[0], response.col + c_in[0]
         area = (slice(r0, r0 + len(r_in)), slice(c0, c0 + len(c_in)))
         weighted = change * weight[area]
-        gradient[p + index] = change.reshape(len(index), -1) @ residual[area].ravel()
+        for k, pull in enumerate(pulls):
+            gradient[k, p + index] = change.reshape(len(index), -1) @ pull[area].ravel()
         if p:
             border[:, index] = (
                 weighted.reshape(len(index), -1) @ jacobian[(slice(None), *area)].reshape(p, -1).T

@@ -16,7 +16,7 @@ from qhrtem.model.microscope import PARAMETERS, Microscope
 from qhrtem.model.tiles import tiled_image
 from qhrtem.model.twin import ImagingErrors, PositionErrors
 from qhrtem.specimen.columns import ColumnModel
-from qhrtem.stages.assess import Assessed, claimed, error_note, match_of, model_errors
+from qhrtem.stages.assess import Assessed, claimed, error_note, match_of
 from qhrtem.stages.consensus import FieldLens, design
 from qhrtem.stages.contenders import BORDER_A
 from qhrtem.stages.objective import State, make_misfit
@@ -66,7 +66,7 @@ def merged(
     image += whole.field.crop(torch.from_numpy(diffuse))
     match = match_of(misfit, whole.field, image, lattice.crystal)
     keep = claimed(columns, start)
-    own, shared = model_errors(match, lattice.pixel_size_A, state, start, keep)
+    own, shared = (float(np.mean([getattr(t.assessed, n) for t in tiles])) for n in ("own", "shared"))
     wider = max(own, shared, agreed.agreement) / agreed.agreement
     agreed = replace(agreed, covariance=agreed.covariance * wider)
     sigma = np.full(columns.shift.shape, np.nan)
@@ -81,6 +81,8 @@ def merged(
         probability,
         _positions(tiles, owner, keep, agreed),
         _imaging(agreed),
+        own,
+        shared,
         agreed.imaging,
         _rejected(tiles),
         diffuse,

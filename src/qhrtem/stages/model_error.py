@@ -25,23 +25,45 @@ def normalised_residual(match: Match) -> Floats:
     return np.where(where, (match.measured - match.simulated) / match.sigma, 0.0).astype(float)
 
 
-def column_error(match: Match, pixel: float) -> float:
-    """Return how much larger the column-scale residual of the crystal is than noise alone makes it (>= 1)."""
+def column_error(match: Match, pixel: float, perfect: Match) -> float:
+    """Return how much larger the column-scale residual of the crystal is than noise alone makes it (>= 1).
+
+    perfect: noise alone, fitted in the same way. Positions and lens follow the noise of what they are fitted
+    to, so a perfect model leaves less than white noise holds: a quarter less on the scale of a column.
+    """
+    return _larger(column_power(match, pixel), column_power(perfect, pixel))
+
+
+def common_error(
+    match: Match, pixel: float, position: Floats, kind: tuple[str, ...], perfect: Match
+) -> float:
+    """Return how much larger the mean residual around columns of one kind is than noise makes it (>= 1).
+
+    position: (C, 2) row, col in pixels of the columns; kind: (C,) their names; perfect: as for
+    `column_error`.
+    """
+    return _larger(common_power(match, pixel, position, kind), common_power(perfect, pixel, position, kind))
+
+
+def _larger(found: float, perfect: float) -> float:
+    """Return a ratio that is one where nothing could be measured, and never less."""
+    return max(1.0, found / perfect) if perfect > 0 and np.isfinite(found / perfect) else 1.0
+
+
+def column_power(match: Match, pixel: float) -> float:
+    """Return the power of the residual on the scale of a column over that of white noise; nan if unknown."""
     where = match.used & match.crystal
     s = CORRELATION_A / pixel
     smooth = ndimage.gaussian_filter(normalised_residual(match), s)
     inside = ndimage.binary_erosion(where, iterations=int(2 * s))
-    if inside.sum() < 100:
-        return 1.0
-    return max(1.0, float((smooth[inside] ** 2).mean() / _white(s)))
+    return float((smooth[inside] ** 2).mean() / _white(s)) if inside.sum() >= 100 else np.nan
 
 
-def common_error(match: Match, pixel: float, position: Floats, kind: tuple[str, ...]) -> float:
-    """Return how much larger the mean residual around columns of one kind is than noise makes it (>= 1).
+def common_power(match: Match, pixel: float, position: Floats, kind: tuple[str, ...]) -> float:
+    """Return the power of the mean residual around columns of one kind; nan with too few columns.
 
-    position: (C, 2) row, col in pixels of the columns; kind: (C,) their names. The residual is averaged
-    around the columns of each kind; its square, smoothed to the width of a column and times their number, is
-    compared with that of white noise.
+    The residual is averaged around the columns of each kind; its square, smoothed to the width of a column
+    and times their number, is compared with that of white noise.
     """
     residual = normalised_residual(match)
     where = match.used & match.crystal
@@ -58,7 +80,7 @@ def common_error(match: Match, pixel: float, position: Floats, kind: tuple[str, 
         middle = slice(half - reach, half + reach + 1)
         total += len(stack) * float((mean[middle, middle] ** 2).mean())
         weight += len(stack)
-    return max(1.0, total / weight / _white(s)) if weight else 1.0
+    return total / weight / _white(s) if weight else np.nan
 
 
 def _windows(residual: Floats, where: NDArray[np.bool_], centre: NDArray[np.int64], half: int) -> Floats:

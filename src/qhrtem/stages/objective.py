@@ -132,3 +132,9 @@ class Bench:
             if index
             else np.zeros((0, *self.misfit.used.shape))
         )
+
+
+def white_noise(bench: Bench, seed: int) -> Tensor:
+    """Return unit white noise on the image grid, to learn what a fit does to noise."""
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    return torch.randn(bench.misfit.measured.shape, generator=generator)

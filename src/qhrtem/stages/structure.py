@@ -20,7 +20,7 @@ from qhrtem.stages.assess import Evidence
 from qhrtem.stages.checkpoint import Parts, Reached, ReachedForm
 from qhrtem.stages.counts import LEAST_CHI2_GAIN, TILTS, count_round
 from qhrtem.stages.joint import refine
-from qhrtem.stages.objective import Bench, State
+from qhrtem.stages.objective import Bench, State, white_noise
 from qhrtem.stages.start import Start
 from qhrtem.stages.surfaces import outline_round
 from qhrtem.stages.thickness import Rival, basin_cost, other_thicknesses
@@ -146,7 +146,8 @@ class Rounds:
         def note(state: State, cost: float) -> None:
             self.log("joint", self.bench.chi2(state))
 
-        refined = refine(self.bench, state, lens, state.occupied(), 2, report=note)
+        probe = white_noise(self.bench, self.seed)
+        refined = refine(self.bench, state, lens, state.occupied(), 2, report=note, probe=probe)
         state, every = refined.state, refined.state.occupied()
         final = count_round(self.bench, state, lens, every, every, surface, self.support, self.rejected)
         self.log.done = 1.0
