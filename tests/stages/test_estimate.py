@@ -5,6 +5,7 @@ import pytest
 from crystals import projection
 from qhrtem.specimen.columns import lattice_columns
 from qhrtem.stages.estimate import MARGIN_A, estimate
+from qhrtem.stages.tiling import MOST_COLUMNS
 
 BTO = projection("BaTiO3", (1, 1, 0))
 
@@ -18,10 +19,13 @@ def test_columns_are_those_of_the_field_with_its_margin():
     assert asked.columns == pytest.approx(len(there), rel=0.03)
 
 
-def test_a_hundred_thousand_columns_need_more_than_a_laptop_has():
-    asked = estimate((6500, 6500), 0.1, BTO)
-    assert asked.columns > 1e5
-    assert asked.memory > 1e12
+def test_a_large_field_needs_the_memory_of_a_tile_and_the_time_of_all():
+    whole, large, huge = (estimate((n, n), 0.1, BTO) for n in (800, 2000, 6500))
+    assert whole.columns < MOST_COLUMNS < large.columns and huge.columns > 1e5
+    assert large.memory < 2 * whole.memory and huge.memory < 16e9
+    area = huge.columns / large.columns
+    assert huge.seconds / large.seconds == pytest.approx(area, rel=0.4)  # halos only where tiles meet
+    assert huge.seconds > 12 * 3600
 
 
 def test_the_demo_needs_little_and_larger_fields_more():

@@ -15,6 +15,8 @@ from rich.table import Table
 from qhrtem.errors import InputError, Interrupted, QualityError, ResourceError
 from qhrtem.terminal import Progress, print_warning
 
+LONGEST_S = 12 * 3600.0  # a fit that would take longer is refused: it is a mistake more often than a wish
+
 if TYPE_CHECKING:
     from qhrtem.model.micrograph import RawImage
     from qhrtem.model.twin import Step, Twin
@@ -130,6 +132,11 @@ def _announce(plan: Plan, raw: RawImage, crystal: Crystal) -> None:
         raise ResourceError(
             f"{raw.path}: this fit needs more memory than there is: {words}, and {in_words(free)} are free; "
             "cut out a smaller part of the image"
+        )
+    if needs.seconds / cores() > LONGEST_S:
+        raise ResourceError(
+            f"{raw.path}: this fit of {needs.columns} columns would take about "
+            f"{needs.seconds / cores() / 3600:.0f} h on {cores()} cores; cut out a smaller part of the image"
         )
     time = f"about {max(1, round(minutes))} min" if minutes < 90 else f"about {minutes / 60:.1f} h"
     Console().print(f"needs {words} and {time} on {cores()} cores", soft_wrap=True, highlight=False)

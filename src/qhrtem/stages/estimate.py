@@ -1,8 +1,9 @@
 """Estimate: how much memory and time a fit will need, before it starts.
 
 The memory follows from what a round of count moves holds at once: the image change of every unknown in its
-window, the sparse normal matrix over all of them, and the waves of the whole field (`benchmarks/estimate.py`
-shows how near that is). The time is that of measured fits, scaled by how fast this machine transforms.
+window, the sparse normal matrix over all of them, and the waves of the field or, where it is cut, of a tile
+(`benchmarks/estimate.py` shows how near that is). The time is that of measured fits, scaled by how fast this
+machine transforms.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ import torch
 from qhrtem.model.forward import MARGIN_A
 from qhrtem.model.window import USED_A
 from qhrtem.specimen.crystal import Projection
+from qhrtem.stages.contenders import BORDER_A
 from qhrtem.stages.linearise import REACH
+from qhrtem.stages.tiling import HALO_A, MOST_COLUMNS, cut
 
 PROGRAM_BYTES = 0.55e9  # the libraries alone, measured
 SLICES = 40  # thickness assumed for waves, which is not known yet: about 6 nm
 IMAGING = 25  # unknowns of the lens
 SECONDS_A_COLUMN = 1.0  # processor time of a whole fit for a column of the padded field, measured
 SECONDS_ALWAYS = 20.0
+USUAL_SPREAD_A = 1.0  # delocalisation of a well-tuned lens, by which tiles overlap more
 REFERENCE_TRANSFORM = 2.5e-3  # seconds of an FFT pair on 512² complex64 where these were measured
 
 
@@ -44,11 +48,31 @@ def estimate(
 
     shape: rows and columns; pixel: Å; transform: seconds that an FFT pair on 512² complex64 takes here.
     """
-    area = math.prod(n * pixel + 2 * MARGIN_A for n in shape)
     cell = abs(float(np.linalg.det(projection.vectors)))
+    density = len(projection.kinds) / cell
+    area = _area(shape, pixel)
+    columns = math.ceil(area * density)
+    pieces = [area]
+    if columns > MOST_COLUMNS:
+        tiles = cut(shape, pixel, HALO_A + BORDER_A + USUAL_SPREAD_A)
+        pieces = [_area((t.seen[1] - t.seen[0], t.seen[3] - t.seen[2]), pixel) for t in tiles]
+    unknowns, memory = _piece(max(pieces), pixel, projection)
+    # Of a field in tiles, images of the whole are held besides.
+    memory += 0 if len(pieces) == 1 else 150 * math.prod(shape)
+    fitted = sum(pieces) * density
+    seconds = (SECONDS_ALWAYS + SECONDS_A_COLUMN * fitted) * transform / REFERENCE_TRANSFORM
+    return Estimate(columns, unknowns, memory, seconds)
+
+
+def _area(shape: tuple[int, int], pixel: float) -> float:
+    """Return the area in Å² of an image with its margin."""
+    return math.prod(n * pixel + 2 * MARGIN_A for n in shape)
+
+
+def _piece(area: float, pixel: float, projection: Projection) -> tuple[int, float]:
+    """Return the unknowns of one round of count moves over an area (Å²), and the bytes it holds at once."""
+    cells = area / abs(float(np.linalg.det(projection.vectors)))
     a_cell = [_unknowns(len(k.sites), len(k.groups)) for k in projection.kinds]
-    cells = area / cell
-    columns = math.ceil(cells * len(a_cell))
     positions = cells * sum(p for p, _ in a_cell)
     moves = cells * sum(m for _, m in a_cell)
     window = (USED_A / pixel) ** 2
@@ -60,9 +84,7 @@ def estimate(
     scale = max(1.0, pixel / 0.09) ** 2  # waves are sampled at 0.09 Å or finer
     image = area / pixel**2
     waves = 8 * image * scale * (2 * SLICES + 20) + 4 * image * IMAGING
-    memory = PROGRAM_BYTES + responses + matrix + waves
-    seconds = (SECONDS_ALWAYS + SECONDS_A_COLUMN * columns) * transform / REFERENCE_TRANSFORM
-    return Estimate(columns, round(positions + moves) + IMAGING, memory, seconds)
+    return round(positions + moves) + IMAGING, PROGRAM_BYTES + responses + matrix + waves
 
 
 def _unknowns(sites: int, groups: int) -> tuple[int, int]:

@@ -42,14 +42,13 @@ from qhrtem.stages.start import planned_microscope, start_field, stated_pixel
 from qhrtem.stages.structure import (
     structure,
 )
-from qhrtem.stages.tiling import fit_tiles
+from qhrtem.stages.tiling import MOST_COLUMNS, fit_tiles
 
 Floats = NDArray[np.float64]
 
 TRIALS = 96  # simulations of the global search over imaging parameters, for each orientation
 TIE = 2.0  # hypotheses within this factor of the best misfit are kept until the whole field decides
 ORIGINS = 3  # other places of the crystal that are tried
-MOST_COLUMNS = 2500  # lattice sites of a field that is fitted in one piece; more are cut into tiles
 MOST_CONTENDERS = 4  # hypotheses that are compared on the whole field
 
 

@@ -45,6 +45,7 @@ from qhrtem.stages.surfaces import outline_round
 from qhrtem.stages.thickness import Rival
 
 Floats = NDArray[np.float64]
+MOST_COLUMNS = 2500  # lattice sites of a field that is fitted in one piece; more are cut into tiles
 EDGE_A = 60.0  # about the edge of a core
 HALO_A = 6.0  # around it, besides the rim that the misfit leaves out: columns in it are fitted twice
 KNOWN = 5.0  # standard deviations of the first tile within which the others look for the lens
