@@ -51,7 +51,7 @@ class Point:
 
 
 POINTS = (
-    *(Point("dose", f"{d:g}", {"dose_e_per_A2": d}) for d in (1e3, 3e3, 1e4, 3e4, 1e5)),
+    *(Point("dose", f"{d:g}", {"dose_e_per_A2": d}) for d in (100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)),
     *(Point("thickness", f"{t:g}", {"thickness_nm": t}) for t in (1.0, 2.0, 4.0, 6.0, 8.0)),
     *(Point("mistilt", f"{t:g}", {"mistilt_mrad": [0.8 * t, -0.6 * t]}) for t in (0.0, 2.0, 4.0, 8.0)),
     Point("physics", "abTEM engine", {"engine": "abtem"}),
