@@ -53,10 +53,10 @@ def _larger(found: float, perfect: float) -> float:
 def column_power(match: Match, pixel: float) -> float:
     """Return the power of the residual on the scale of a column over that of white noise; nan if unknown."""
     where = match.used & match.crystal
-    s = CORRELATION_A / pixel
+    s = column_scale(pixel)
     smooth = ndimage.gaussian_filter(normalised_residual(match), s)
     inside = ndimage.binary_erosion(where, iterations=int(2 * s))
-    return float((smooth[inside] ** 2).mean() / _white(s)) if inside.sum() >= 100 else np.nan
+    return float((smooth[inside] ** 2).mean() / white_power(s)) if inside.sum() >= 100 else np.nan
 
 
 def common_power(match: Match, pixel: float, position: Floats, kind: tuple[str, ...]) -> float:
@@ -67,7 +67,7 @@ def common_power(match: Match, pixel: float, position: Floats, kind: tuple[str, 
     """
     residual = normalised_residual(match)
     where = match.used & match.crystal
-    s = CORRELATION_A / pixel
+    s = column_scale(pixel)
     reach = int(np.ceil(STACK_A / pixel))
     half = reach + int(np.ceil(2 * s))
     total, weight = 0.0, 0
@@ -80,7 +80,7 @@ def common_power(match: Match, pixel: float, position: Floats, kind: tuple[str, 
         middle = slice(half - reach, half + reach + 1)
         total += len(stack) * float((mean[middle, middle] ** 2).mean())
         weight += len(stack)
-    return total / weight / _white(s) if weight else np.nan
+    return total / weight / white_power(s) if weight else np.nan
 
 
 def _windows(residual: Floats, where: NDArray[np.bool_], centre: NDArray[np.int64], half: int) -> Floats:
@@ -95,6 +95,11 @@ def _windows(residual: Floats, where: NDArray[np.bool_], centre: NDArray[np.int6
     return np.array(out).reshape(-1, 2 * half + 1, 2 * half + 1)
 
 
-def _white(s: float) -> float:
+def column_scale(pixel: float) -> float:
+    """Return the width of a column in pixels of some Å."""
+    return CORRELATION_A / pixel
+
+
+def white_power(s: float) -> float:
     """Return the variance of unit white noise after a Gaussian filter of s pixels."""
     return 1 / (4 * np.pi * s**2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
@@ -18,12 +19,15 @@ from qhrtem.specimen.columns import ColumnModel
 from qhrtem.specimen.crystal import atomic_number, shortest_distance
 from qhrtem.specimen.rules import MinimumDistance
 from qhrtem.stages.assess import Assessed, claimed
+from qhrtem.stages.features import feature_note, region_note, unexplained
 from qhrtem.stages.objective import State
 from qhrtem.stages.start import Start
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 MOST_B_RATIO = 2.5  # between fitted Debye–Waller factors and those of the CIF
+MOST_RESIDUAL = 12.0  # variance of the residual on the scale of a column, over that of fitted noise
+MOST_FEATURES = 0.15  # share of the crystal
 STRAINED = 5.0  # prior standard deviations of an imaging parameter that are worth a note
 
 
@@ -46,7 +50,10 @@ def make_twin(
     keep = claimed(state.columns, start)
     tilt = mistilts(state, start, bend)
     table = _table(state, start, keep, tilt, assessed)
-    match = assessed.match
+    match, pixel = assessed.match, lattice.pixel_size_A
+    features, beyond = unexplained(match, pixel)
+    table = replace(table, inside=table.inside & ~_within(beyond, table.position_px))
+    share = float((beyond & match.crystal).sum() / max(match.crystal.sum(), 1))
     chi2 = _chi2(match, match.crystal)
     vacuum = _chi2(match, ~match.crystal)
     return Twin(
@@ -59,10 +66,16 @@ def make_twin(
         thickness_A=float(table.bottom_A.max() - table.top_A.min()),
         chi2_crystal=chi2,
         chi2_vacuum=vacuum,
-        gates=_gates(match, chi2, state, keep),
+        gates=(*_gates(match, chi2, state, keep), *_residual_gates(assessed.own, share)),
         history=history,
         rules=assessed.rejected,
-        notes=(*notes, *assessed.notes, *_strained_note(state, assessed.refined)),
+        notes=(
+            *notes,
+            *assessed.notes,
+            *region_note(match, pixel),
+            *feature_note(features),
+            *_strained_note(state, assessed.refined),
+        ),
         provenance=_provenance(plan, micrograph),
         position_errors=assessed.positions,
         imaging_errors=assessed.imaging,
@@ -255,6 +268,31 @@ def _gates(match: Match, chi2: float, state: State, keep: NDArray[np.int64]) -> 
             "Fitted over stated B, or its inverse; a wrong thickness bends B, so does a wrong B in the CIF.",
         ),
     )
+
+
+def _residual_gates(own: float, share: float) -> tuple[Gate, ...]:
+    return (
+        Gate(
+            "residual on the scale of a column",
+            own,
+            MOST_RESIDUAL,
+            own <= MOST_RESIDUAL,
+            "Power of the residual as wide as a column, over what noise leaves; a wrong crystal leaves more.",
+        ),
+        Gate(
+            "unexplained features",
+            share,
+            MOST_FEATURES,
+            share <= MOST_FEATURES,
+            "Share of the crystal where something else than the crystal is in the image.",
+        ),
+    )
+
+
+def _within(mask: NDArray[np.bool_], place: Floats) -> NDArray[np.bool_]:
+    """Return which places (C, 2) row, col lie in a mask [row, col]."""
+    row, col = np.clip(np.round(place).astype(int), 0, np.array(mask.shape) - 1).T
+    return np.asarray(mask[row, col])
 
 
 def _strained_note(state: State, imaging: tuple[int, ...]) -> tuple[str, ...]:
