@@ -75,6 +75,9 @@ def test_what_is_left_out_keeps_the_wide_prior() -> None:
 
 def test_mtf_by_formula_and_by_file(tmp_path: Path) -> None:
     assert planned_microscope(plan({"mtf": {"a": 0.3, "b": 0.2}}), 0.002).mtf == (0.3, 0.2)
+    (tmp_path / "camera.mtf").write_text("3\n1\n0.6\n0.3\n")  # as Dr. Probe has it
+    q, value = planned_microscope(plan({"mtf": str(tmp_path / "camera.mtf")}), 0.002).mtf
+    assert np.allclose(q, [0, 0.25, 0.5]) and 0.3 * 0.63 < value[2] < 0.3 * 0.66
 
 
 def test_columns_fill_to_the_thickness_of_their_surroundings() -> None:

@@ -86,7 +86,7 @@ def planned_microscope(plan: Plan, scale_sigma: float) -> Microscope:
     if isinstance(plan.image.mtf, MtfFormula):
         mtf = (plan.image.mtf.a, plan.image.mtf.b)
     elif plan.image.mtf is not None:
-        mtf = np.loadtxt(plan.image.mtf.path, ndmin=2).T[:2]
+        mtf = np.array([plan.image.mtf.q, plan.image.mtf.value])
     return Microscope(base.energy, mean.copy(), mean, sigma, mtf)
 
 
