@@ -124,7 +124,7 @@ def test_values_beyond_nyquist_are_kept_as_far_as_an_image_goes(tmp_path: Path) 
         (columns(2.0), "share of Nyquist must be halved"),
         (columns(20.0), "multiplied by the pixel size"),
         ("0 1 2\n0.5 1 2\n", "two columns"),
-        ("0 100\n0.5 30\n", "in %"),
+        ("0 100\n0.5 30\n", "per cent"),
     ],
 )
 def test_what_is_no_curve_is_explained(tmp_path: Path, content: str, words: str) -> None:
