@@ -103,7 +103,7 @@ def _counted(numbers: list[float], path: Path) -> tuple[Floats, Floats]:
         raise PlanError(
             f"{path}: promises {count:g} values up to Nyquist and holds {len(values)}; was the file cut?"
         )
-    q = NYQUIST * np.arange(len(values)) / (count - 1)
+    q: Floats = NYQUIST / (count - 1) * np.arange(len(values), dtype=np.float64)
     kept = q <= FARTHEST
     return q[kept], values[kept] * pixel_transfer(q[kept])
 
@@ -138,7 +138,8 @@ def _profile(path: Path) -> tuple[Floats, Floats]:
             f"{path}: the unit of the profile's axis must be 1/pixel or Nyquist, {said}; calibrate it in "
             "DigitalMicrograph, or save two columns of text, q in cycles/pixel and the MTF"
         )
-    q = (float(axis.get("offset") or 0.0) + step * np.arange(len(data))) * factor
+    start = float(axis.get("offset") or 0.0)
+    q: Floats = (start + step * np.arange(len(data), dtype=np.float64)) * factor
     q[np.abs(q) < 1e-6 * abs(step)] = 0.0
     kept = q <= FARTHEST
     return q[kept], data[kept]

@@ -23,6 +23,7 @@ from qhrtem.calibrate.candidates import (
     pitch_of,
     rotated_frame,
 )
+from qhrtem.calibrate.otherwise import other_structure
 from qhrtem.calibrate.refine import Drift, refine_frame
 from qhrtem.calibrate.reflections import Reflections, reflections
 from qhrtem.calibrate.spectrum import Spectrum, amplitudes, flattened
@@ -85,14 +86,19 @@ def register(
     every = find_candidates(spectrum, spectrum.peaks(), projection, aspect)
     best, rival = _choose(every, flat, spectrum, stated, aspect, projection, name)
     refl = reflections(projection, max(RESOLUTION_A, 2.5 * best.pitch_A))
-    frame, crystal, drift = best.frame, lattice_area(flat, refl, best.frame), None
+
+    def area(frame: Floats) -> NDArray[np.bool_]:
+        wide = lattice_area(flat, refl, frame)
+        return wide & ~other_structure(flat, valid, wide, frame, projection.vectors)
+
+    frame, crystal, drift = best.frame, area(best.frame), None
     for _ in range(2):
         drift = refine_frame(flat, valid, crystal, refl, frame)
         if drift is None or distortion(drift.frame, aspect) > LARGEST_SHEAR:
             drift = None
             break
         frame = drift.frame
-        crystal = lattice_area(flat, refl, frame)
+        crystal = area(frame)
     evidence = _evidence(spectrum, refl, frame)
     if evidence < EVIDENCE_NEEDED:
         _refuse_absent(evidence, projection, name)

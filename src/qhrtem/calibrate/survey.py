@@ -153,7 +153,7 @@ def _compared(
         return found, [_sentence(error, found.raw)]
     found = replace(found, lattice=lattice)
     if found.micrograph is not None:
-        foreign = foreign_area(found.micrograph, lattice.crystal, lattice.pixel_size_A)
+        foreign = foreign_area(found.micrograph, lattice.crystal, lattice.frame, lattice.vectors)
         found = replace(found, foreign=foreign)
     return found, []
 

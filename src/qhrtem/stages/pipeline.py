@@ -112,7 +112,7 @@ def calibrate(plan: Plan, raw: RawImage, projection: Projection, parts: Parts) -
         return found
 
     lattice = parts("calibrate", registered, LatticeForm())
-    foreign = foreign_area(micrograph, lattice.crystal, lattice.pixel_size_A)
+    foreign = foreign_area(micrograph, lattice.crystal, lattice.frame, lattice.vectors)
     if foreign.any():
         note = f"{100 * foreign.mean():.1f} % of the image is neither lattice nor vacuum and is left out."
         micrograph = replace(micrograph, valid=micrograph.valid & ~foreign, notes=(*micrograph.notes, note))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from qhrtem.calibrate.area import unusable_area
 from qhrtem.calibrate.finder import present_columns
 from qhrtem.calibrate.intensity import SQUARE, planned_pitch
 from qhrtem.calibrate.lattice import Lattice
@@ -127,4 +128,7 @@ def start_field(
     filled = columns.filled(MID_PLANE_A - thickness / 2, MID_PLANE_A + thickness / 2)
     last = np.where(crystal, filled.last, filled.first - 1)
     distance = np.maximum(np.abs(detector - inside).max(1), 0) * pixel
-    return Start(field, filled.with_ends(filled.first, last), replace(hypothesis.microscope), distance < 1.0)
+    # Where nothing can be seen, such as in a second grain, no column may appear.
+    blind = unusable_area(micrograph.valid)[inside[:, 0], inside[:, 1]] & ~crystal
+    eligible = (distance < 1.0) & ~blind
+    return Start(field, filled.with_ends(filled.first, last), replace(hypothesis.microscope), eligible)
