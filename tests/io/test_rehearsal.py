@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
 from qhrtem.errors import InputError
@@ -37,4 +40,21 @@ def test_a_reading_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     path = tmp_path / "slow.hspy"
     path.write_bytes(b"x")
     with pytest.raises(InputError, match="does not come to an end"):
+        rehearsal.rehearse(path)
+
+
+@pytest.mark.parametrize("rows", [2, 7, 300])
+def test_a_damaged_dimension_is_noticed(tmp_path: Path, rows: int) -> None:
+    """HDF5 reads on beyond the array, or stops before its end, without a word."""
+    path = tmp_path / "image.hspy"
+    with h5py.File(path, "w") as file:
+        file["image"] = np.arange(15, dtype="<f4").reshape(5, 3)
+        file.create_dataset("unwritten", (4, 4), "<i2")
+        file["text"] = "a word"
+    data = path.read_bytes()
+    shape = struct.pack("<QQ", 5, 3)
+    assert data.count(shape) >= 1
+    rehearsal.rehearse(path)
+    path.write_bytes(data.replace(shape, struct.pack("<QQ", rows, 3)))
+    with pytest.raises(InputError, match="shape of its array 'image' does not agree with the bytes"):
         rehearsal.rehearse(path)
