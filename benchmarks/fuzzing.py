@@ -108,9 +108,11 @@ def made(suffix: str, data: Path, folder: Path) -> Path:
          "navigate": False, "_type": "UniformDataAxis", "is_binned": False}
         for i, (a, n) in enumerate(zip("yx", counts.shape, strict=True))
     ]  # fmt: skip
-    signal = {"data": counts, "axes": axes, "metadata": {"General": {"title": "image"}, "Signal": {}},
-              "original_metadata": {}, "learning_results": {}, "attributes": {"_lazy": False, "ragged": False}, "models": {},
-              "package": "", "package_version": "", "tmp_parameters": {}}  # fmt: skip
+    signal = {
+        "data": counts, "axes": axes, "metadata": {"General": {"title": "image"}, "Signal": {}},
+        "original_metadata": {}, "learning_results": {}, "attributes": {"_lazy": False, "ragged": False},
+        "models": {}, "package_info": {}, "tmp_parameters": {},
+    }  # fmt: skip
     file_writer(str(path), signal)
     return path
 
