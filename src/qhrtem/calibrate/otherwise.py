@@ -42,9 +42,9 @@ def other_structure(image: Floats, valid: Bools, crystal: Bools, frame: Floats, 
     per_A = float(np.sqrt(abs(np.linalg.det(frame))))
     nothing = np.zeros(image.shape, dtype=bool)
     n = max(1, int(COARSE_A * per_A))
-    small, weight, inside = (_binned(a, n) for a in (image * valid, valid.astype(float), crystal * 1.0))
+    weight, inside = _binned(valid.astype(np.float64), n), _binned(crystal.astype(np.float64), n) > 0.5
     per_A /= n
-    small, inside = _mean(small / np.maximum(weight, 0.1), weight, BLUR_A * per_A), inside > 0.5
+    small = _mean(_binned(image * valid, n) / np.maximum(weight, 0.1), weight, BLUR_A * per_A)
     if not inside.any():
         return nothing
     f = _frequencies(frame, vectors) * n

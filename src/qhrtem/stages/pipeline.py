@@ -124,7 +124,7 @@ def imaging(
 ) -> tuple[CellAverages, list[Hypothesis]]:
     """Return repeated-cell averages and the orientations that describe them, each with its best lens."""
     log = parts.log
-    microscope = planned_microscope(plan, micrograph.scale_sigma)
+    microscope = planned_microscope(plan, micrograph.scale_sigma, micrograph.transfer)
     averages = cell_averages(micrograph, lattice, lattice.pixel_size_A)
 
     def rank() -> list[tuple[float, Floats]]:
@@ -219,8 +219,6 @@ def first_lens(bench: Bench, start: Start, log: Log) -> Reached:
 
 def _assumed(plan: Plan, raw: RawImage) -> tuple[str, ...]:
     out = []
-    if plan.image.mtf is None:
-        out.append("No MTF was given; a perfect detector was assumed, which inflates the vibration.")
     if plan.microscope.c3_um is None:
         out.append("C3 was not given; -15 ± 1 µm was assumed.")
     if plan.microscope.focal_spread_nm is None:

@@ -50,10 +50,13 @@ def stated_pixel(plan: Plan, raw: RawImage) -> tuple[float, float] | None:
     return stated
 
 
-def planned_microscope(plan: Plan, scale_sigma: float) -> Microscope:
+def planned_microscope(
+    plan: Plan, scale_sigma: float, transfer: tuple[float, float] | None = None
+) -> Microscope:
     """Return the microscope with priors from the plan, in Å and rad.
 
     A value given in the plan becomes the mean of a prior about a tenth as wide as without it.
+    transfer: (a, b) of an MTF seen in the noise, which serves where the plan gives none.
     """
     m = plan.microscope
     base = nominal(m.high_tension_kV * 1e3)
@@ -83,7 +86,7 @@ def planned_microscope(plan: Plan, scale_sigma: float) -> Microscope:
     pair("tilt", m.mistilt_mrad, 1e-3, 1e-3)
     mean[INDEX["absorption"]], sigma[INDEX["absorption"]] = EFFECTIVE_ABSORPTION, 0.0
     sigma[INDEX["scale"]] = scale_sigma
-    mtf: tuple[float, float] | Floats = (1.0, 1.0)
+    mtf: tuple[float, float] | Floats = transfer or (1.0, 1.0)
     if isinstance(plan.image.mtf, MtfFormula):
         mtf = (plan.image.mtf.a, plan.image.mtf.b)
     elif plan.image.mtf is not None:
