@@ -14,6 +14,7 @@ from qhrtem.calibrate.claims import Claims, read_claims
 from qhrtem.calibrate.defects import Defects, find_defects
 from qhrtem.calibrate.intensity import mean_pitch, normalise, planned_pitch
 from qhrtem.calibrate.lattice import Lattice, register
+from qhrtem.calibrate.noise import NoiseSpectrum, noise_spectrum
 from qhrtem.calibrate.reflections import reflections
 from qhrtem.calibrate.spectrum import PEAK_POWER, Peaks, Spectrum, flattened
 from qhrtem.calibrate.vacuum import Transfer, Vacuum, find_vacuum, measure_vacuum, photon_transfer
@@ -39,6 +40,7 @@ class Survey:
     pitch_A: tuple[float, float] | None  # (row, col) as stated
     vacuum: Vacuum | None
     transfer: Transfer | None
+    noise: NoiseSpectrum | None = field(repr=False, default=None)  # of the vacuum
     spectrum: Spectrum | None = field(repr=False, default=None)
     peaks: Peaks | None = None
     zones: tuple[ZoneProposal, ...] = ()
@@ -105,7 +107,8 @@ def survey(
     filled = np.where(valid, raw.counts, np.median(raw.counts[valid]))
     where = find_vacuum(filled) & valid
     vacuum = measure_vacuum(filled, where) if where.any() else None
-    out = Survey(raw, plan, claims, defects, pitch, vacuum, photon_transfer(filled, valid))
+    noise = noise_spectrum(filled, where, plan.readout_counts) if where.any() else None
+    out = Survey(raw, plan, claims, defects, pitch, vacuum, photon_transfer(filled, valid), noise)
     if min(raw.counts.shape) < SMALLEST:
         return out
     trouble: list[str] = []

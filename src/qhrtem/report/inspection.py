@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qhrtem.calibrate.noise import NYQUIST, NoiseSpectrum
 from qhrtem.calibrate.survey import Survey
 from qhrtem.plan import Plan, dump_plan, plan_from_tables
 from qhrtem.report.notation import number
@@ -108,6 +109,8 @@ def _image(found: Survey) -> Rows:
                 f"{math.sqrt(found.vacuum.variance):.3g} counts, correlation {found.vacuum.correlation:.2f}",
             )
         )
+    if found.noise is not None:
+        out.append(("noise spectrum", _noise_spectrum(found.noise)))
     if found.micrograph is not None:
         m = found.micrograph
         sigma = f" ± {m.gain_sigma:.1g}" if m.gain_sigma > 0 else ""
@@ -123,6 +126,16 @@ def _image(found: Survey) -> Rows:
     if found.peaks is not None:
         out.append(("spots", f"{len(found.peaks.snr)} in half of the spectrum"))
     return (*out, *_lattice(found))
+
+
+def _noise_spectrum(noise: NoiseSpectrum) -> str:
+    if noise.transfer is None:
+        return f"white within {200 * noise.fall_sigma:.2g} %: it does not show the camera's MTF"
+    (a, b), (da, db) = noise.transfer, noise.transfer_sigma
+    return (
+        f"transfer {float(noise.at(NYQUIST)):.2f} at Nyquist, (1 - a)/(1 + (q/b)²) + a with a = {a:.3f} ± "
+        f"{da:.1g}, b = {b:.3f} ± {db:.1g} cycles/pixel; the MTF lies at or below"
+    )
 
 
 def _lattice(found: Survey) -> Rows:
