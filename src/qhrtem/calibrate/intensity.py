@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from qhrtem.calibrate.camera import seen_offset, stand_in
 from qhrtem.calibrate.defects import find_defects
+from qhrtem.calibrate.lattice import SQUARE
 from qhrtem.calibrate.noise import NoiseSpectrum, noise_spectrum
 from qhrtem.calibrate.vacuum import (
     Transfer,
@@ -31,7 +32,6 @@ SMALLEST_IMAGE = 48  # pixels along an edge
 LEVEL_SIGMA = 0.002  # relative, of a vacuum level that was given
 UNEVEN_SIGMA = 0.002  # relative, least of one that was found: vacuum beside a specimen is not quite empty
 FEW_PIXELS = 1000  # that the noise is taken to be known from where there is no vacuum
-SQUARE = 0.02  # relative difference of the pitches below which pixels count as square
 LEAST_USABLE = 0.02  # share of pixels that a user's mask must leave
 MOST_INVALID = 0.2  # share of unusable pixels beyond which an image is not worth fitting
 

@@ -13,7 +13,7 @@ from qhrtem.calibrate.candidates import FINEST_A
 from qhrtem.calibrate.claims import Claims, read_claims
 from qhrtem.calibrate.defects import Defects, find_defects
 from qhrtem.calibrate.intensity import mean_pitch, normalise, planned_pitch
-from qhrtem.calibrate.lattice import Lattice, register
+from qhrtem.calibrate.lattice import Lattice, register, require_square
 from qhrtem.calibrate.noise import NoiseSpectrum, noise_spectrum
 from qhrtem.calibrate.reflections import reflections
 from qhrtem.calibrate.spectrum import PEAK_POWER, Peaks, Spectrum, flattened
@@ -155,10 +155,15 @@ def _compared(
     except InputError as error:
         return found, [_sentence(error, found.raw)]
     found = replace(found, lattice=lattice)
+    oblong: list[str] = []
+    try:
+        require_square(lattice, found.raw.path)
+    except InputError as error:
+        oblong.append(_sentence(error, found.raw))
     if found.micrograph is not None:
         foreign = foreign_area(found.micrograph, lattice.crystal, lattice.frame, lattice.vectors)
         found = replace(found, foreign=foreign)
-    return found, []
+    return found, oblong
 
 
 def _sentence(error: InputError, raw: RawImage) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from qhrtem.calibrate.area import foreign_area
 from qhrtem.calibrate.intensity import mean_pitch, normalise
-from qhrtem.calibrate.lattice import Lattice, register
+from qhrtem.calibrate.lattice import Lattice, register, require_square
 from qhrtem.errors import QualityError
 from qhrtem.model.forward import ForwardModel
 from qhrtem.model.micrograph import Micrograph, RawImage
@@ -112,6 +112,7 @@ def calibrate(plan: Plan, raw: RawImage, projection: Projection, parts: Parts) -
         return found
 
     lattice = parts("calibrate", registered, LatticeForm())
+    require_square(lattice, raw.path)
     foreign = foreign_area(micrograph, lattice.crystal, lattice.frame, lattice.vectors)
     if foreign.any():
         note = f"{100 * foreign.mean():.1f} % of the image is neither lattice nor vacuum and is left out."

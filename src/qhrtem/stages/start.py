@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from qhrtem.calibrate.area import unusable_area
 from qhrtem.calibrate.finder import present_columns
-from qhrtem.calibrate.intensity import SQUARE, planned_pitch
+from qhrtem.calibrate.intensity import planned_pitch
 from qhrtem.calibrate.lattice import Lattice
-from qhrtem.errors import InputError
 from qhrtem.model.forward import MARGIN_A, Field, make_field
 from qhrtem.model.micrograph import Micrograph, RawImage
 from qhrtem.model.microscope import INDEX, Microscope, nominal
@@ -39,15 +38,9 @@ class Start:
 def stated_pixel(plan: Plan, raw: RawImage) -> tuple[float, float] | None:
     """Return the (row, col) pixel pitch in Å that the plan or else the file states, None where neither does.
 
-    Raises InputError where a fit cannot use the pixels: the lens is simulated on square ones.
+    The lattice is asked whether rectangular pixels are so (`calibrate.lattice.require_square`).
     """
-    stated = planned_pitch(plan.image, raw)
-    if stated is not None and abs(stated[0] / stated[1] - 1) > SQUARE:
-        raise InputError(
-            f"{raw.path}: pixels must be square for a fit, the file states {stated[0]:g} × {stated[1]:g} Å; "
-            "resample the image first"
-        )
-    return stated
+    return planned_pitch(plan.image, raw)
 
 
 def planned_microscope(
