@@ -117,7 +117,9 @@ def survey(
     try:
         out = replace(out, micrograph=normalise(raw, plan, mean_pitch(pitch)))
     except InputError as error:
-        trouble.append(_sentence(error, raw))
+        # Of an image of another kind, or filtered, no vacuum level makes a micrograph.
+        if not claims.refusals:
+            trouble.append(_sentence(error, raw))
     if crystal is not None:
         out, said = _compared(out, filled, valid, crystal, zone)
         trouble += said

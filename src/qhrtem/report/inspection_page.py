@@ -155,7 +155,7 @@ def _draw_spectrum(found: Survey, ax: Axes) -> None:
                        label="on the lattice, seen" if sign > 0 else None)  # fmt: skip
             miss = ~seen & asked & (np.abs(f) < reach).all(1)
             ax.scatter(sign * f[miss, 1], sign * f[miss, 0], s=40, marker="x", color="#9aa4ad", lw=0.9,
-                       label="expected, not seen" if sign > 0 else None)  # fmt: skip
+                       label="on the lattice, not seen" if sign > 0 else None)  # fmt: skip
         for k in np.argsort(-power_at)[:LABELLED]:
             if seen[k]:
                 ax.annotate(
