@@ -56,13 +56,18 @@ class Case:
     electrons: float = 250.0
     expect: str = "accept"  # or "refuse"
     stated: tuple[float, float] | None = None  # by the file
+    spread: tuple[float, float] | None = None  # (a, b) by which the camera spreads the noise of the electrons
     spoil: tuple[Callable[[Floats, np.random.Generator], Floats], ...] = ()
     expected_columns: Floats | None = field(default=None, repr=False)
 
     def counts(self, seed: int = 5) -> Floats:
         """Return detector counts."""
         rng = np.random.default_rng(seed)
-        counts = self.gain * rng.poisson(self.electrons * np.maximum(self.clean, 0)) + self.offset
+        sharp = np.maximum(self.clean, 0)
+        drawn = rng.poisson(self.electrons * sharp)
+        if self.spread is not None:
+            drawn = self.electrons * sharp + blurred(drawn - self.electrons * sharp, *self.spread)
+        counts = self.gain * drawn + self.offset
         counts = counts + 3.0 * rng.standard_normal(counts.shape)
         for change in self.spoil:
             counts = change(counts, rng)
@@ -130,6 +135,12 @@ def told(case: Case, name: str, expect: str = "accept", **known: Any) -> Case:
     """Return the case with other knowledge; None takes a key away."""
     kept = {k: v for k, v in {**case.known, **known}.items() if v is not None}
     return replace(case, name=name, known=kept, expect=expect)
+
+
+def blurred(image: Floats, a: float, b: float) -> Floats:
+    """Return an image after a camera with the transfer (1 - a)/(1 + (q/b)²) + a."""
+    q = np.hypot(np.fft.fftfreq(image.shape[0])[:, None], np.fft.rfftfreq(image.shape[1]))
+    return np.fft.irfft2(np.fft.rfft2(image) * ((1 - a) / (1 + (q / b) ** 2) + a), s=image.shape)
 
 
 def dead(counts: Floats, rng: np.random.Generator) -> Floats:
@@ -210,7 +221,19 @@ def variants(case: Case) -> Iterator[Case]:
         )
     yield told(case, "pixel size not stated", pixel_size_A=None)
     yield moved(case, "sheared 1 %", np.array([[1.0, 0.01], [0.0, 1.0]]), 0.98)
+    stretch = moved(case, "rectangular pixels", np.diag([1 / 1.053, 1.0]), 0.98)
+    yield replace(
+        told(stretch, "rectangular pixels", "refuse", pixel_size_A=None), stated=(pixel * 1.053, pixel)
+    )
     yield told(case, "MTF unknown", mtf=None)
+    yield told(replace(case, spread=(0.35, 0.28)), "noise spread by the camera, MTF unknown", mtf=None)
+    yield told(
+        replace(case, spread=(0.35, 0.28)),
+        "noise spread by the camera, intensity unknown",
+        vacuum_counts=None,
+        gain_counts_per_electron=None,
+        mtf=None,
+    )
     yield told(case, "offset unknown", offset_counts=None)
     yield told(
         case,
@@ -387,8 +410,11 @@ def summary(rows: list[dict[str, Any]]) -> str:
     """Return how many rows are as they should be, and the largest errors of the accepted ones."""
     right = [r for r in rows if r["verdict"] == ("right" if r["expect"] == "accept" else "refused")]
     took = [r for r in rows if "pixel" in r]
+    said = f"{len(right)} of {len(rows)} as they should be."
+    if not took:
+        return said
     return (
-        f"{len(right)} of {len(rows)} as they should be. Of {len(took)} accepted: found at least "
+        f"{said} Of {len(took)} accepted: found at least "
         f"{min(r['found'] for r in took):.3f}, invented at most {max(r['invented'] for r in took):.3f}, "
         f"pixel size within {max(abs(r['pixel']) for r in took):.3f} %, rotation within "
         f"{max(abs(r['rotation']) for r in took):.3f}°."
