@@ -20,15 +20,20 @@ PATIENCE_S = 120.0
 UNEQUAL = 3  # exit status of the child, below, where shape and stored bytes disagree
 # Errors of the library are left to the real reading, which words them; only the child's death matters here.
 READ_ALL = """
-import sys, h5py
+import math, sys, h5py
 unequal = []
 def read(name, item):
     list(item.attrs.items())
     if isinstance(item, h5py.Dataset):
-        plain = item.chunks is None and not item.is_virtual and not item.external
-        if plain and item.size and item.dtype.kind in "iuf":
+        own = not item.is_virtual and not item.external and item.dtype.kind in "iuf" and item.size
+        if own and item.chunks is None:
             # Nothing is stored for an array that was never written.
             if 0 < item.id.get_storage_size() != item.size * item.dtype.itemsize:
+                unequal.append(name)
+                return
+        elif own and item.ndim > 1:
+            there = item.id.get_num_chunks()
+            if 0 < there != math.prod(-(-n // c) for n, c in zip(item.shape, item.chunks)):
                 unequal.append(name)
                 return
         item[()]
