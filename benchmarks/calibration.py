@@ -23,9 +23,11 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from qhrtem.engines.ours import Ours
 from qhrtem.errors import QhrtemError
 from qhrtem.model.micrograph import RawImage
 from qhrtem.plan import Plan, plan_from_tables
+from qhrtem.simulate.phantom import make_phantom
 from qhrtem.specimen.crystal import Projection, project, read_cif
 from qhrtem.stages.checkpoint import Forgetful, Log, Parts
 from qhrtem.stages.imaging import CellMatch, Hypothesis, cell_averages, orientations
@@ -102,6 +104,61 @@ def public(data: Path) -> Iterator[Case]:
             lens,
             electrons=float(electrons),
         )
+
+
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "1.2 nm, 1000 e/Å²": {"thickness_nm": 1.2, "dose_e_per_A2": 1e3},
+    "8 nm, mistilt 9 mrad": {"thickness_nm": 8.0, "mistilt_mrad": (8.0, -5.0)},
+    "steep wedge, 5000 e/Å², C1 9 nm, A1 4 nm, B2 80 nm": {
+        "shape": "wedge",
+        "wedge_mrad": 700.0,
+        "thickness_nm": 0.8,
+        "dose_e_per_A2": 5e3,
+        "c1_nm": 9.0,
+        "a1_nm": (3.0, -2.0),
+        "b2_nm": (80.0, 0.0),
+    },
+}
+
+
+def simulated(data: Path) -> Iterator[Case]:
+    """Yield sound crystals under conditions that none of the public phantoms has, by our own simulator."""
+    pixel, degrees = 0.11, 13.0
+    turn = np.deg2rad(degrees)
+    frame = np.array([[np.sin(turn), np.cos(turn)], [np.cos(turn), -np.sin(turn)]]) / pixel
+    for crystal, zone in (("SrTiO3", (0, 0, 1)), ("BaTiO3", (1, 0, 0)), ("BaTiO3", (1, 1, 0))):
+        cif = data / "structures" / f"{crystal}.cif"
+        for condition, settings in CONDITIONS.items():
+            asked = {"field_nm": (5.0, 5.0), "rotation_deg": degrees, "vacuum_nm": 1.2, **settings}
+            lens = {"high_tension_kV": 300.0}
+            plan = plan_from_tables(
+                {
+                    "image": {"path": "phantom.tif", "pixel_size_A": pixel},
+                    "microscope": lens,
+                    "structure": {"path": str(cif), "zone_axis": list(zone)},
+                    "simulate": asked,
+                }
+            )
+            phantom = make_phantom(plan, read_cif(cif), Ours())
+            electrons = asked.get("dose_e_per_A2", 1e4) * pixel**2
+            known = {
+                "pixel_size_A": pixel,
+                "offset_counts": 100.0,
+                "vacuum_counts": 100.0 + 12.0 * electrons,
+                "gain_counts_per_electron": 12.0,
+                "mtf": {"a": 1.0, "b": 1.0},
+            }
+            yield Case(
+                f"{crystal} [{' '.join(map(str, zone))}], {condition}",
+                phantom.image.astype(float),
+                phantom.columns.position_px,
+                frame,
+                cif,
+                zone,
+                known,
+                lens,
+                electrons=electrons,
+            )
 
 
 def moved(case: Case, name: str, matrix: Floats, share: float) -> Case:
@@ -404,6 +461,14 @@ def main() -> None:
                 options.out.write_text("\n".join([text[0], "", summary([*total, *rows]), *text[1:]]))
         lines += [f"## {case.name}", "", *table(rows), ""]
         total += rows
+    if options.phantom in "simulated":
+        rows = []
+        for case in simulated(options.data):
+            if options.only in case.name:
+                rows.append(run(case))
+                print(rows[-1], flush=True)
+                text = [*lines, "## Sound crystals, simulated", "", *table(rows), ""]
+                options.out.write_text("\n".join([text[0], "", summary([*total, *rows]), *text[1:]]))
 
 
 def summary(rows: list[dict[str, Any]]) -> str:

@@ -44,7 +44,7 @@ def test_a_reading_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("layout", [{}, {"chunks": (2, 3)}, {"chunks": (5, 3), "compression": "gzip"}])
-@pytest.mark.parametrize("rows", [2, 7, 300])
+@pytest.mark.parametrize("rows", [2, 300])
 def test_a_damaged_dimension_is_noticed(tmp_path: Path, rows: int, layout: dict[str, object]) -> None:
     """HDF5 reads on beyond the array, or stops before its end, without a word."""
     path = tmp_path / "image.hspy"

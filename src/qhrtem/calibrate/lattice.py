@@ -131,8 +131,8 @@ def require_square(lattice: Lattice, name: str) -> None:
     raise InputError(
         f"{name}: pixels must be square for a fit, these are {row:.5g} × {col:.5g} Å (row × column), and the "
         "lattice agrees; cut the spectrum of the finer axis, for instance by scipy.signal.resample(image, "
-        f"{count}, axis={axis}), which keeps the noise white, and give pixel_size_A = "
-        f"{length * fine / count:.5g}"
+        f"{count}, axis={axis}), which keeps the noise white, give pixel_size_A = "
+        f"{length * fine / count:.5g} and multiply a known gain_counts_per_electron by {count / length:.4g}"
     )
 
 
