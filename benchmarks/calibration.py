@@ -23,9 +23,11 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from qhrtem.engines.ours import Ours
 from qhrtem.errors import QhrtemError
 from qhrtem.model.micrograph import RawImage
 from qhrtem.plan import Plan, plan_from_tables
+from qhrtem.simulate.phantom import make_phantom
 from qhrtem.specimen.crystal import Projection, project, read_cif
 from qhrtem.stages.checkpoint import Forgetful, Log, Parts
 from qhrtem.stages.imaging import CellMatch, Hypothesis, cell_averages, orientations
@@ -56,13 +58,18 @@ class Case:
     electrons: float = 250.0
     expect: str = "accept"  # or "refuse"
     stated: tuple[float, float] | None = None  # by the file
+    spread: tuple[float, float] | None = None  # (a, b) by which the camera spreads the noise of the electrons
     spoil: tuple[Callable[[Floats, np.random.Generator], Floats], ...] = ()
     expected_columns: Floats | None = field(default=None, repr=False)
 
     def counts(self, seed: int = 5) -> Floats:
         """Return detector counts."""
         rng = np.random.default_rng(seed)
-        counts = self.gain * rng.poisson(self.electrons * np.maximum(self.clean, 0)) + self.offset
+        sharp = np.maximum(self.clean, 0)
+        drawn = rng.poisson(self.electrons * sharp)
+        if self.spread is not None:
+            drawn = self.electrons * sharp + blurred(drawn - self.electrons * sharp, *self.spread)
+        counts = self.gain * drawn + self.offset
         counts = counts + 3.0 * rng.standard_normal(counts.shape)
         for change in self.spoil:
             counts = change(counts, rng)
@@ -99,6 +106,61 @@ def public(data: Path) -> Iterator[Case]:
         )
 
 
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "1.2 nm, 1000 e/Å²": {"thickness_nm": 1.2, "dose_e_per_A2": 1e3},
+    "8 nm, mistilt 9 mrad": {"thickness_nm": 8.0, "mistilt_mrad": (8.0, -5.0)},
+    "steep wedge, 5000 e/Å², C1 9 nm, A1 4 nm, B2 80 nm": {
+        "shape": "wedge",
+        "wedge_mrad": 700.0,
+        "thickness_nm": 0.8,
+        "dose_e_per_A2": 5e3,
+        "c1_nm": 9.0,
+        "a1_nm": (3.0, -2.0),
+        "b2_nm": (80.0, 0.0),
+    },
+}
+
+
+def simulated(data: Path) -> Iterator[Case]:
+    """Yield sound crystals under conditions that none of the public phantoms has, by our own simulator."""
+    pixel, degrees = 0.11, 13.0
+    turn = np.deg2rad(degrees)
+    frame = np.array([[np.sin(turn), np.cos(turn)], [np.cos(turn), -np.sin(turn)]]) / pixel
+    for crystal, zone in (("SrTiO3", (0, 0, 1)), ("BaTiO3", (1, 0, 0)), ("BaTiO3", (1, 1, 0))):
+        cif = data / "structures" / f"{crystal}.cif"
+        for condition, settings in CONDITIONS.items():
+            asked = {"field_nm": (5.0, 5.0), "rotation_deg": degrees, "vacuum_nm": 1.2, **settings}
+            lens = {"high_tension_kV": 300.0}
+            plan = plan_from_tables(
+                {
+                    "image": {"path": "phantom.tif", "pixel_size_A": pixel},
+                    "microscope": lens,
+                    "structure": {"path": str(cif), "zone_axis": list(zone)},
+                    "simulate": asked,
+                }
+            )
+            phantom = make_phantom(plan, read_cif(cif), Ours())
+            electrons = asked.get("dose_e_per_A2", 1e4) * pixel**2
+            known = {
+                "pixel_size_A": pixel,
+                "offset_counts": 100.0,
+                "vacuum_counts": 100.0 + 12.0 * electrons,
+                "gain_counts_per_electron": 12.0,
+                "mtf": {"a": 1.0, "b": 1.0},
+            }
+            yield Case(
+                f"{crystal} [{' '.join(map(str, zone))}], {condition}",
+                phantom.image.astype(float),
+                phantom.columns.position_px,
+                frame,
+                cif,
+                zone,
+                known,
+                lens,
+                electrons=electrons,
+            )
+
+
 def moved(case: Case, name: str, matrix: Floats, share: float) -> Case:
     """Return the case under a linear map of (row, col) about its centre, the middle `share` of it kept."""
     shape = np.array(case.clean.shape)
@@ -130,6 +192,12 @@ def told(case: Case, name: str, expect: str = "accept", **known: Any) -> Case:
     """Return the case with other knowledge; None takes a key away."""
     kept = {k: v for k, v in {**case.known, **known}.items() if v is not None}
     return replace(case, name=name, known=kept, expect=expect)
+
+
+def blurred(image: Floats, a: float, b: float) -> Floats:
+    """Return an image after a camera with the transfer (1 - a)/(1 + (q/b)²) + a."""
+    q = np.hypot(np.fft.fftfreq(image.shape[0])[:, None], np.fft.rfftfreq(image.shape[1]))
+    return np.fft.irfft2(np.fft.rfft2(image) * ((1 - a) / (1 + (q / b) ** 2) + a), s=image.shape)
 
 
 def dead(counts: Floats, rng: np.random.Generator) -> Floats:
@@ -210,7 +278,19 @@ def variants(case: Case) -> Iterator[Case]:
         )
     yield told(case, "pixel size not stated", pixel_size_A=None)
     yield moved(case, "sheared 1 %", np.array([[1.0, 0.01], [0.0, 1.0]]), 0.98)
+    stretch = moved(case, "rectangular pixels", np.diag([1 / 1.053, 1.0]), 0.98)
+    yield replace(
+        told(stretch, "rectangular pixels", "refuse", pixel_size_A=None), stated=(pixel * 1.053, pixel)
+    )
     yield told(case, "MTF unknown", mtf=None)
+    yield told(replace(case, spread=(0.35, 0.28)), "noise spread by the camera, MTF unknown", mtf=None)
+    yield told(
+        replace(case, spread=(0.35, 0.28)),
+        "noise spread by the camera, intensity unknown",
+        vacuum_counts=None,
+        gain_counts_per_electron=None,
+        mtf=None,
+    )
     yield told(case, "offset unknown", offset_counts=None)
     yield told(
         case,
@@ -381,14 +461,25 @@ def main() -> None:
                 options.out.write_text("\n".join([text[0], "", summary([*total, *rows]), *text[1:]]))
         lines += [f"## {case.name}", "", *table(rows), ""]
         total += rows
+    if options.phantom in "simulated":
+        rows = []
+        for case in simulated(options.data):
+            if options.only in case.name:
+                rows.append(run(case))
+                print(rows[-1], flush=True)
+                text = [*lines, "## Sound crystals, simulated", "", *table(rows), ""]
+                options.out.write_text("\n".join([text[0], "", summary([*total, *rows]), *text[1:]]))
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """Return how many rows are as they should be, and the largest errors of the accepted ones."""
     right = [r for r in rows if r["verdict"] == ("right" if r["expect"] == "accept" else "refused")]
     took = [r for r in rows if "pixel" in r]
+    said = f"{len(right)} of {len(rows)} as they should be."
+    if not took:
+        return said
     return (
-        f"{len(right)} of {len(rows)} as they should be. Of {len(took)} accepted: found at least "
+        f"{said} Of {len(took)} accepted: found at least "
         f"{min(r['found'] for r in took):.3f}, invented at most {max(r['invented'] for r in took):.3f}, "
         f"pixel size within {max(abs(r['pixel']) for r in took):.3f} %, rotation within "
         f"{max(abs(r['rotation']) for r in took):.3f}°."

@@ -23,8 +23,9 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+from rsciio.hspy import file_writer
 
-from qhrtem.errors import InputError
+from qhrtem.errors import InputError, ResourceError
 from qhrtem.io.micrograph import READERS, read_image
 
 # Limits of one read: seconds of the processor, seconds at all, bytes beyond what the process has.
@@ -40,6 +41,8 @@ FILES = {  # format → file, and the frame to ask for
     "tif (Gatan)": ("formats/test_loading_image_saved_with_DM.tif", None),
     "tif (ImageJ)": ("formats/test_loading_image_saved_with_imageJ.tif", None),
     "npy": ("formats/64x64_TEM_images_acquire.npy", None),
+    "npz": ("made from the npy", None),
+    "hspy": ("made from the npy", None),
 }
 Seen = tuple[str, tuple[int, ...] | str, tuple[float, float] | None]
 
@@ -58,7 +61,7 @@ def read_apart(path: Path, frame: int | None) -> Seen:
             try:
                 raw = read_image(path, frame=frame)
                 said: Seen = ("image", raw.counts.shape, raw.pixel_size_A)
-            except InputError as error:
+            except (InputError, ResourceError) as error:
                 said = ("error", str(error), None)
             except BaseException as error:  # noqa: BLE001 - that is what is looked for
                 said = ("escaped", f"{type(error).__name__}: {error}"[:200], None)
@@ -91,6 +94,27 @@ def damaged(good: bytes, how: str, rng: np.random.Generator) -> bytes:
             place = int(rng.integers(-edge, edge)) % len(good)
         copy[place] = int(rng.integers(0, 256))
     return bytes(copy)
+
+
+def made(suffix: str, data: Path, folder: Path) -> Path:
+    """Return a file in a format of which the data hold none, written from the NumPy file among them."""
+    counts = np.load(data / FILES["npy"][0])
+    path = folder / f"good.{suffix}"
+    if suffix == "npz":
+        np.savez(path, image=counts)
+        return path
+    axes = [
+        {"size": n, "name": a, "units": "nm", "scale": 0.01, "offset": 0.0, "index_in_array": i,
+         "navigate": False, "_type": "UniformDataAxis", "is_binned": False}
+        for i, (a, n) in enumerate(zip("yx", counts.shape, strict=True))
+    ]  # fmt: skip
+    signal = {
+        "data": counts, "axes": axes, "metadata": {"General": {"title": "image"}, "Signal": {}},
+        "original_metadata": {}, "learning_results": {}, "attributes": {"_lazy": False, "ragged": False},
+        "models": {}, "package_info": {}, "tmp_parameters": {},
+    }  # fmt: skip
+    file_writer(str(path), signal)
+    return path
 
 
 def judge(seen: Seen, good: Seen, path: Path) -> str:
@@ -142,6 +166,8 @@ def main() -> None:
             if options.only not in name:
                 continue
             source = options.data / file
+            if file.startswith("made"):
+                source = made(name, options.data, Path(folder))
             good = source.read_bytes()
             if source.suffix == ".emi":  # holds the metadata only; its .ser must lie beside it
                 for ser in source.parent.glob(f"{source.stem}_*.ser"):

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qhrtem.commands.doctor import matched
-from qhrtem.errors import QualityError
+from qhrtem.errors import InputError, QualityError
 from qhrtem.model.twin import ColumnTable, Twin
 from qhrtem.plan import plan_from_tables
 from qhrtem.run.process import prepare
@@ -118,8 +118,8 @@ def line(point: Point, folder: Path, reuse: bool) -> list[str]:
     try:
         done = reuse and (out / "columns.csv").is_file()
         twin = read_twin(out) if done else fit_plan(plan, out, force=True)
-    except QualityError as error:
-        return [point.varied, point.value, f"refused: {error}"]
+    except (InputError, QualityError) as error:
+        return [point.varied, point.value, f"refused: {str(error).rpartition('.tif: ')[2]}"]
     return [point.varied, point.value, *scores(point, twin, truth, shape)]
 
 

@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qhrtem.calibrate.survey import survey
 from qhrtem.cli import DEMO_PLAN
 from qhrtem.errors import InputError, PlanError
 from qhrtem.inspect import inspect_image, write_inspection
-from qhrtem.plan import load_plan
+from qhrtem.model.micrograph import RawImage
+from qhrtem.plan import ImagePlan, load_plan
+from qhrtem.report.inspection import account
 
 IMAGE = DEMO_PLAN.parent / "bto_edge_small.tif"
 CIF = DEMO_PLAN.parent / "BaTiO3.cif"
@@ -113,3 +116,32 @@ def test_noise_holds_no_crystal(seed, tmp_path):
 def test_a_missing_file_is_one_error(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         inspect_image(tmp_path / "none.tif", {}, {})
+
+
+def test_the_noise_of_the_vacuum_is_shown_and_what_it_says_of_the_mtf(known, tmp_path):
+    found, said = known
+    rows = dict(said.image)
+    assert found.noise is not None and found.noise.transfer is None
+    assert (
+        "white within" in rows["noise spectrum"]
+        and "does not show the camera's MTF" in rows["noise spectrum"]
+    )
+    assert any("No MTF was given" in c and "cannot be told in one image" in c for c in said.cautions)
+    write_inspection(found, said, tmp_path / "page.html", None)
+    assert "the power of the noise in the vacuum" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_an_image_that_is_refused_for_what_it_is_is_not_asked_for_more():
+    found, said = inspect_image(FORMATS / "test_STEM_image.dm3", {}, {})
+    assert said.plan_title == "What is known for a plan"
+    assert any("STEM" in r for r in said.refusals) and not any("vacuum" in r for r in said.refusals)
+    assert found.noise is None or not said.fittable
+
+
+def test_detail_near_nyquist_is_told():
+    """A lattice of 2.3 pixels: its harmonics are folded back."""
+    y, x = np.mgrid[:200, :200]
+    wave = np.cos(2 * np.pi * (0.40 * x + 0.2 * y)) + np.cos(2 * np.pi * 0.15 * y)
+    counts = np.random.default_rng(0).poisson(500 * (1 + 0.2 * wave)).astype(float)
+    said = account(survey(RawImage(counts, "fine.tif"), ImagePlan(path="fine.tif")), None, None)
+    assert any("Nyquist" in c and "folded back" in c for c in said.cautions)

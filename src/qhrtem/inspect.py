@@ -77,7 +77,7 @@ def print_account(console: Console, said: Account) -> None:
     for title, sentences in (("odd", said.contradictions), ("note", said.cautions)):
         for sentence in sentences:
             console.print(f"[yellow]{title}: {escape(sentence)}[/]", soft_wrap=True, highlight=False)
-    console.print("Recommended plan" if said.complete else "Plan so far", style="bold")
+    console.print(said.plan_title, style="bold")
     console.print(said.plan, markup=False, soft_wrap=True, highlight=False)
 
 

@@ -28,6 +28,7 @@ from pydantic import (
 )
 
 from qhrtem.errors import PlanError
+from qhrtem.mtf import read_mtf
 
 Tables = Mapping[str, Mapping[str, Any]]  # a plan as TOML holds it: table → key → value
 
@@ -78,7 +79,7 @@ class MtfFormula(_Table):
 
 
 class MtfTable(_Table):
-    """Modulation transfer as measured: a text file of two columns, q in cycles/pixel and the value."""
+    """Modulation transfer as measured, read from a file (`qhrtem.mtf`)."""
 
     path: Path
     q: tuple[float, ...]  # cycles/pixel, rising from 0
@@ -100,7 +101,7 @@ class ImagePlan(_Table):
     vacuum_counts: _Counts | None = None  # mean vacuum level, the offset included
     gain_counts_per_electron: _Gain | None = None
     readout_counts: _Noise | None = None  # one standard deviation
-    mtf: MtfFormula | MtfTable | None = None
+    mtf: MtfFormula | MtfTable | None = None  # { a = …, b = … } for (1 − a)/(1 + (q/b)²) + a, or a file
     mask: Path | None = None  # image of the same size, zero where a pixel must not be used
     exclude: tuple[_Polygon, ...] | None = None  # areas that must not be used
 
@@ -310,34 +311,17 @@ def _rooted(tables: Tables, folder: Path) -> dict[str, dict[str, Any]]:
         value = out.get(table, {}).get(key)
         if isinstance(value, (str, Path)):
             absolute = (folder / Path(value).expanduser()).resolve()
-            out[table][key] = _read_mtf(absolute) if key == "mtf" else absolute
+            out[table][key] = _measured(absolute) if key == "mtf" else absolute
     return out
+
+
+def _measured(path: Path) -> MtfTable:
+    q, value = read_mtf(path)
+    return MtfTable(path=path, q=q, value=value)
 
 
 def _merged(base: Tables, over: Tables) -> dict[str, dict[str, Any]]:
     return {name: {**base.get(name, {}), **over.get(name, {})} for name in {**base, **over}}
-
-
-def _read_mtf(path: Path) -> MtfTable:
-    """Read two columns, q (cycles/pixel) and MTF, separated by blanks or commas; '#' starts a comment."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        rows = [line.split("#")[0].replace(",", " ").split() for line in lines]
-        q, value = zip(*((float(a), float(b)) for a, b in filter(None, rows)), strict=True)
-    except OSError as error:
-        cause = error.strerror or error
-        raise PlanError(f"{path}: the MTF file cannot be read ({cause}); check [image] mtf") from error
-    except ValueError as error:
-        raise PlanError(f"{path}: must hold two columns of numbers, q in cycles/pixel and the MTF") from error
-    rising = all(a < b for a, b in zip(q, q[1:], strict=False))
-    if len(q) < 2 or q[0] != 0 or not rising or q[-1] < 0.5:
-        raise PlanError(
-            f"{path}: q must rise from 0 to 0.5 cycles/pixel (Nyquist) or beyond, got {q[0]:g} to {q[-1]:g}"
-        )
-    if abs(value[0] - 1) > 0.05 or not all(0 <= v <= 1.05 for v in value):
-        got = f"{value[0]:g} at q = 0, {min(value):g} to {max(value):g}"
-        raise PlanError(f"{path}: the MTF must be 1 at q = 0 and within 0 to 1, got {got}")
-    return MtfTable(path=path, q=q, value=value)
 
 
 def _validated(tables: Tables, origin: str) -> Plan:

@@ -10,6 +10,7 @@ from qhrtem.calibrate.finder import column_contrast, present_columns
 from qhrtem.model.micrograph import Micrograph
 
 PIXEL_A, STEP = 0.12, 30
+FRAME, VECTORS = np.array([[0.0, 1.0], [1.0, 0.0]]) / PIXEL_A, STEP * PIXEL_A * np.eye(2)
 
 
 def scene(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -48,12 +49,12 @@ def test_a_film_in_the_vacuum_is_foreign_and_the_rim_is_not():
     image, _, _, crystal = scene()
     y, x = np.mgrid[:300, :300]
     micrograph = Micrograph(image, np.ones(image.shape, bool), PIXEL_A, 280.0, 0.0, 0.003)
-    assert not foreign_area(micrograph, crystal & (x < 200), PIXEL_A).any()
+    assert not foreign_area(micrograph, crystal & (x < 200), FRAME, VECTORS).any()
     film = ndimage.gaussian_filter(np.random.default_rng(5).standard_normal(image.shape), 6)
     blob = (np.hypot(y - 150, x - 285) < 40) & (x > 255)
     spoilt = np.where(blob, image + 0.15 * film / film.std(), image)
     dirty = Micrograph(spoilt, micrograph.valid, PIXEL_A, 280.0, 0.0, 0.003)
-    found = foreign_area(dirty, crystal & (x < 200), PIXEL_A)
+    found = foreign_area(dirty, crystal & (x < 200), FRAME, VECTORS)
     assert found[blob & (x > 260)].mean() > 0.6
     assert found[x < 200].sum() == 0
 

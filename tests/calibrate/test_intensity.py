@@ -35,14 +35,14 @@ def counts_of(intensity: NDArray[np.float64], seed: int = 0) -> RawImage:
     return RawImage(counts, "synthetic.tif")
 
 
-def plan(**known: float) -> ImagePlan:
+def plan(**known: object) -> ImagePlan:
     return ImagePlan.model_validate({"path": "synthetic.tif", **known})
 
 
 def test_given_numbers_are_used_as_they_are() -> None:
     raw = counts_of(lattice_image())
     known = {"offset_counts": OFFSET, "vacuum_counts": VACUUM, "gain_counts_per_electron": GAIN}
-    m = normalise(raw, plan(**known, readout_counts=READOUT), 0.1)
+    m = normalise(raw, plan(**known, readout_counts=READOUT, mtf={"a": 0.4, "b": 0.3}), 0.1)
     assert np.allclose(m.intensity, (raw.counts - OFFSET) / (VACUUM - OFFSET))
     assert m.electrons_per_pixel == pytest.approx(ELECTRONS)
     assert m.readout_variance == pytest.approx((READOUT / (VACUUM - OFFSET)) ** 2)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
 from qhrtem.errors import InputError
@@ -37,4 +40,25 @@ def test_a_reading_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     path = tmp_path / "slow.hspy"
     path.write_bytes(b"x")
     with pytest.raises(InputError, match="does not come to an end"):
+        rehearsal.rehearse(path)
+
+
+@pytest.mark.parametrize("layout", [{}, {"chunks": (2, 3)}, {"chunks": (5, 3), "compression": "gzip"}])
+@pytest.mark.parametrize("rows", [2, 300])
+def test_a_damaged_dimension_is_noticed(tmp_path: Path, rows: int, layout: dict[str, object]) -> None:
+    """HDF5 reads on beyond the array, or stops before its end, without a word."""
+    path = tmp_path / "image.hspy"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("image", data=np.arange(15, dtype="<f4").reshape(5, 3), **layout)
+        file.create_dataset("unwritten", (4, 4), "<i2")
+        file["text"] = "a word"
+    data = path.read_bytes()
+    shape = struct.pack("<QQ", 5, 3)
+    assert data.count(shape) >= 1
+    rehearsal.rehearse(path)
+    # The array's own shape and its largest; what is said of chunks stands behind them.
+    path.write_bytes(data.replace(shape, struct.pack("<QQ", rows, 3), 2))
+    if rows == 2 and layout.get("chunks") == (5, 3):
+        return  # a part of the one chunk there is; nothing in the file contradicts it
+    with pytest.raises(InputError, match="shape of its array 'image' does not agree with the bytes"):
         rehearsal.rehearse(path)

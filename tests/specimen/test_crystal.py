@@ -239,7 +239,7 @@ def test_bad_files_are_refused_with_the_remedy(tmp_path: Path) -> None:
     refuse(good.replace("0.500000 0.500000 0.500000 1", "0.500000 0.500000 0.500000 1.5"), "0 to 1, got 1.5")
     refuse(
         good.replace("0.500000 0.500000 0.500000", "0.010000 0.000000 0.000000"),
-        "Å apart with full occupancy",
+        "Å apart, and the occupancies there add up to 2",
     )
     refuse(good.replace("4.212", "0.4212"), "no usable unit cell")
     with pytest.raises(InputError, match="does not exist"):

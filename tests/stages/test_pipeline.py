@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from crystals import projection
-from qhrtem.errors import InputError
 from qhrtem.model.micrograph import RawImage
 from qhrtem.plan import Plan
 from qhrtem.specimen.columns import lattice_columns
@@ -44,11 +43,6 @@ def test_the_plan_states_the_pixel_size_before_the_file() -> None:
     assert stated_pixel(plan(pixel_size_A=0.12), raw) == (0.12, 0.12)
     assert stated_pixel(plan(), raw) == (0.1, 0.101)
     assert stated_pixel(plan(), RawImage(np.ones((8, 8)), "image.tif")) is None
-
-
-def test_oblong_pixels_are_refused() -> None:
-    with pytest.raises(InputError, match="square"):
-        stated_pixel(plan(), RawImage(np.ones((8, 8)), "image.tif", (0.1, 0.13)))
 
 
 def test_radii_grow_with_the_cell() -> None:

@@ -11,6 +11,7 @@ from crystals import projection
 from qhrtem.calibrate.lattice import Lattice
 from qhrtem.model.micrograph import Micrograph
 from qhrtem.model.microscope import INDEX, nominal
+from qhrtem.mtf import read_mtf
 from qhrtem.plan import Plan
 from qhrtem.stages.imaging import CellAverages, Hypothesis
 from qhrtem.stages.start import MID_PLANE_A, planned_microscope, start_field
@@ -75,6 +76,11 @@ def test_what_is_left_out_keeps_the_wide_prior() -> None:
 
 def test_mtf_by_formula_and_by_file(tmp_path: Path) -> None:
     assert planned_microscope(plan({"mtf": {"a": 0.3, "b": 0.2}}), 0.002).mtf == (0.3, 0.2)
+    (tmp_path / "camera.mtf").write_text("3\n1\n0.6\n0.3\n")  # as Dr. Probe has it
+    q, value = read_mtf(tmp_path / "camera.mtf")
+    table = {"path": tmp_path / "camera.mtf", "q": q, "value": value}
+    q, value = planned_microscope(plan({"mtf": table}), 0.002).mtf
+    assert np.allclose(q, [0, 0.25, 0.5]) and 0.3 * 0.63 < value[2] < 0.3 * 0.66
 
 
 def test_columns_fill_to_the_thickness_of_their_surroundings() -> None:

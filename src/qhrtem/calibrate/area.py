@@ -8,9 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from qhrtem.calibrate.otherwise import other_structure
+from qhrtem.calibrate.spectrum import flattened
 from qhrtem.calibrate.vacuum import SMOOTH, local_roughness
 from qhrtem.model.micrograph import Micrograph
 
+Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 RIM_A = 6.0  # beyond the lattice found, thin rims and delocalised fringes of the crystal itself
 SMALLEST_A = 5.0  # edge of the smallest area that is reported
@@ -19,12 +22,13 @@ AREA, MOST_MISSING = 9, 0.3  # pixels; share of them missing from which they are
 LEVEL = 0.06  # departure of the smoothed level from vacuum that is no vacuum, relative
 
 
-def foreign_area(micrograph: Micrograph, crystal: Bools, pixel_A: float) -> Bools:
+def foreign_area(micrograph: Micrograph, crystal: Bools, frame: Floats, vectors: Floats) -> Bools:
     """Return pixels that carry neither the lattice (nor lie at its rim) nor look like vacuum.
 
-    crystal: [row, col] where the lattice is; pixel_A: geometric mean of the pitches. A fit must leave these
-    pixels out, or the model would take them for vacuum.
+    crystal: [row, col] where the lattice is; frame, vectors: of the lattice, as in `Lattice`. A fit must
+    leave these pixels out, or the model would take them for vacuum.
     """
+    pixel_A = float(1 / math.sqrt(abs(np.linalg.det(frame))))
     image = np.where(micrograph.valid, micrograph.intensity, 1.0)
     noise = math.sqrt(1 / micrograph.electrons_per_pixel + micrograph.readout_variance)
     floor = noise / (2 * SMOOTH * math.sqrt(math.pi))
@@ -33,7 +37,11 @@ def foreign_area(micrograph: Micrograph, crystal: Bools, pixel_A: float) -> Bool
     away = ~_grown(crystal, RIM_A / pixel_A)
     found = ndimage.binary_opening(strange & away, iterations=max(round(SMALLEST_A / 2 / pixel_A / 2), 1))
     # The rim of what is strange is strange too, but the crystal keeps its own.
-    return np.asarray(_grown(found, 2.0 / pixel_A) & ~crystal) if found.any() else found
+    found = _grown(found, 2.0 / pixel_A)
+    # Strong structure needs no such distance to be told from the crystal's rim.
+    flat = flattened(image, micrograph.valid)
+    found |= _grown(other_structure(flat, micrograph.valid, crystal, frame, vectors), 1.0 / pixel_A)
+    return np.asarray(found & ~crystal)
 
 
 def unusable_area(valid: Bools) -> Bools:

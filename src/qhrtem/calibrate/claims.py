@@ -150,9 +150,13 @@ def _doubts(raw: RawImage) -> Iterable[str]:
     """Yield what in the numbers is unusual for counts of a camera, but no reason to refuse."""
     counts = raw.counts
     if abs(float(counts.mean()) - 1) < 2e-3:
-        yield "its mean is 1: it was divided by a mean or a background, so dose and vacuum level are lost"
+        yield (
+            "its mean is 1: it was divided by a mean or a background, so dose and vacuum level are lost; "
+            "export it as it was before"
+        )
     if (counts < 0).any() and float(counts.mean()) > 0:
-        yield f"{100 * float((counts < 0).mean()):.2g} % of its pixels are negative: a background is off"
+        share = 100 * float((counts < 0).mean())
+        yield f"{share:.2g} % of its pixels are negative: a background was taken off"
 
 
 def _contradictions(raw: RawImage, said: dict[str, str], tensions: list[float]) -> Iterable[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, spatial
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -15,6 +15,7 @@ COLUMN_A, AROUND_A = (
 SURE_A = 4.0  # inside the crystal's outline by this much, a site is surely occupied
 FEWEST = 4  # sure sites of a kind below which its usual contrast is unknown
 CLEAR = 6.0  # standard deviations of the noise by which the usual contrast must stand out
+SHELL = 1.3  # times the distance of the nearest one, within which columns are neighbours
 THIN = 0.25  # share of the usual contrast that a column at a thin rim still has
 
 
@@ -47,7 +48,8 @@ def present_columns(
 
     position: (N, 2) row, col; kind: (N,) of each site; crystal: [row, col] outline of the lattice; noise: one
     standard deviation of a pixel. Kinds that hardly stand out of their surroundings, or do so with either
-    sign, are kept wherever the outline holds them.
+    sign, are kept where the outline holds them and at least half of the nearest columns that do stand out are
+    there: at a rim the light columns end with the heavy ones.
     """
     at = np.clip(np.round(position).astype(int), 0, np.array(image.shape) - 1)
     inside = crystal[at[:, 0], at[:, 1]]
@@ -58,6 +60,7 @@ def present_columns(
     # White noise under the narrow smoothing.
     level = noise / (2 * np.sqrt(np.pi) * COLUMN_A / pixel_A)
     out = inside.copy()
+    judged = np.zeros(len(kind), dtype=bool)
     for k in np.unique(kind):
         mine = kind == k
         known = contrast[mine & sure]
@@ -67,4 +70,22 @@ def present_columns(
         if abs(usual) < CLEAR * level or (np.sign(known) == np.sign(usual)).mean() < 0.95:
             continue
         out[mine & within] &= (contrast * np.sign(usual) > THIN * abs(usual))[mine & within]
-    return out | sure
+        judged |= mine
+    out |= sure
+    if judged.any() and not judged.all():
+        out[~judged & ~sure] &= _accompanied(position[~judged & ~sure], position[judged], out[judged])
+    return out
+
+
+def _accompanied(position: Floats, others: Floats, there: Bools) -> Bools:
+    """Return for each site (N,) whether at least half of the nearest other sites (M,) are there."""
+    if not len(position):
+        return np.zeros(0, dtype=bool)
+    tree = spatial.cKDTree(others)
+    nearest = tree.query(position)[0]
+    return np.array(
+        [
+            there[tree.query_ball_point(p, SHELL * d)].mean() >= 0.5
+            for p, d in zip(position, nearest, strict=True)
+        ]
+    )

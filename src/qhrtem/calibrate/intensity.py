@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from qhrtem.calibrate.camera import seen_offset, stand_in
 from qhrtem.calibrate.defects import find_defects
+from qhrtem.calibrate.lattice import SQUARE
+from qhrtem.calibrate.noise import NoiseSpectrum, noise_spectrum
 from qhrtem.calibrate.vacuum import (
     Transfer,
     Vacuum,
@@ -29,7 +32,6 @@ SMALLEST_IMAGE = 48  # pixels along an edge
 LEVEL_SIGMA = 0.002  # relative, of a vacuum level that was given
 UNEVEN_SIGMA = 0.002  # relative, least of one that was found: vacuum beside a specimen is not quite empty
 FEW_PIXELS = 1000  # that the noise is taken to be known from where there is no vacuum
-SQUARE = 0.02  # relative difference of the pitches below which pixels count as square
 LEAST_USABLE = 0.02  # share of pixels that a user's mask must leave
 MOST_INVALID = 0.2  # share of unusable pixels beyond which an image is not worth fitting
 
@@ -62,6 +64,7 @@ class _Levels:
     offset: float  # counts
     span: float  # vacuum level above the offset, counts
     span_sigma: float  # relative
+    offset_sigma: float  # relative to the span
     notes: tuple[str, ...]
 
 
@@ -100,9 +103,11 @@ def normalise(raw: RawImage, plan: ImagePlan, pixel_size: float) -> Micrograph:
     where = find_vacuum(filled) & valid
     vacuum = measure_vacuum(filled, where) if where.any() else None
     transfer = photon_transfer(filled, valid)
-    levels = _levels(raw, plan, vacuum, transfer, counts, valid)
+    spectrum = noise_spectrum(filled, where, plan.readout_counts) if vacuum is not None else None
+    levels = _levels(raw, plan, vacuum, transfer, spectrum, counts, valid)
     variance = vacuum.variance if vacuum is not None else pixel_noise(counts, valid)
     gain, gain_sigma, readout, said = _noise(plan, levels, variance, vacuum, transfer)
+    said += stand_in(plan, vacuum, spectrum)
     return Micrograph(
         (counts - levels.offset) / levels.span,
         valid,
@@ -115,6 +120,8 @@ def normalise(raw: RawImage, plan: ImagePlan, pixel_size: float) -> Micrograph:
         gain=gain,
         gain_sigma=gain_sigma,
         noise_correlation=math.nan if vacuum is None else vacuum.correlation,
+        transfer=spectrum.transfer if spectrum is not None and plan.mtf is None else None,
+        offset_sigma=levels.offset_sigma,
     )
 
 
@@ -123,6 +130,7 @@ def _levels(
     plan: ImagePlan,
     vacuum: Vacuum | None,
     transfer: Transfer | None,
+    spectrum: NoiseSpectrum | None,
     counts: Floats,
     valid: NDArray[np.bool_],
 ) -> _Levels:
@@ -144,12 +152,10 @@ def _levels(
             f"A flat area of the image has {vacuum.level:.1f} counts, the plan gives {level:.1f} for vacuum; "
             "the plan was followed."
         )
-    offset = plan.offset_counts
+    offset, offset_sigma = plan.offset_counts, 0.0
     if offset is None:
-        offset = 0.0
-        notes.append(
-            "The detector offset was not given; 0 counts were assumed." + _offset_hint(transfer, level)
-        )
+        offset, offset_sigma, said = seen_offset(plan, vacuum, transfer, spectrum, level)
+        notes.append(said)
     span = level - offset
     if not span > 0:
         raise InputError(
@@ -163,20 +169,7 @@ def _levels(
             f"{raw.path}: the mean of the image is {inside / span:.2g} times the vacuum level; a crystal a "
             "few nm thick gives 0.5 to 1.5, check vacuum_counts and offset_counts"
         )
-    return _Levels(offset, span, sigma, tuple(notes))
-
-
-def _offset_hint(transfer: Transfer | None, level: float) -> str:
-    """Say what the noise tells about an offset that was not given: it scales all contrast."""
-    if transfer is None:
-        return " All contrast is wrong by the share of the offset in the vacuum level."
-    hint = transfer.offset(0.0)
-    # Slope and the variance at the centre are independent, so the slope alone carries the uncertainty.
-    sigma = (transfer.centre - hint) * transfer.slope_sigma / transfer.slope
-    return (
-        f" All contrast is wrong by the share of the offset in the vacuum level; the noise suggests "
-        f"{hint:.0f} ± {sigma:.0f} counts of {level:.0f}."
-    )
+    return _Levels(offset, span, sigma, offset_sigma / span, tuple(notes))
 
 
 def _noise(

@@ -8,7 +8,7 @@ the whole crystal (`refine`).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from qhrtem.calibrate.candidates import (
     pitch_of,
     rotated_frame,
 )
+from qhrtem.calibrate.otherwise import other_structure
 from qhrtem.calibrate.refine import Drift, refine_frame
 from qhrtem.calibrate.reflections import Reflections, reflections
 from qhrtem.calibrate.spectrum import Spectrum, amplitudes, flattened
@@ -38,6 +39,7 @@ RESOLUTION_A = 0.9  # reflections beyond this spacing are not used to find the l
 CLEARLY_BETTER = 1.25  # ratio of merits from which a pixel size far from the stated one is preferred
 LEAST_MERIT = 0.3  # share explained times share seen below which no lattice is claimed
 DOUBTFUL_MERIT = 0.55  # below it the crystal itself is in question, not the pixel size
+SQUARE = 0.02  # relative difference of the pitches up to which pixels count as square
 PRECISE = 0.005  # relative pixel size from which a difference to the stated one is worth a note
 
 
@@ -80,19 +82,86 @@ def register(
     it is there only at a pixel size far from the stated one, or when nothing is stated and several sizes fit.
     """
     stated, aspect = _stated(pixel)
+    if abs(aspect - 1) > SQUARE:
+        return _oblong(image, valid, (stated, aspect), projection, name)
+    return _registered(image, valid, stated, aspect, projection, name)
+
+
+def _oblong(
+    image: Floats,
+    valid: NDArray[np.bool_],
+    said: tuple[float | None, float],
+    projection: Projection,
+    name: str,
+) -> Lattice:
+    """Return the lattice for stated rectangular pixels: on them, or on square ones if they fit better."""
+    stated, aspect = said
+    try:
+        oblong = _registered(image, valid, stated, aspect, projection, name)
+    except InputError as error:
+        oblong, refused = None, error
+    if oblong is not None and oblong.shear < 0.5 * abs(aspect - 1):
+        return oblong
+    try:
+        square = _registered(image, valid, stated, 1.0, projection, name)
+    except InputError:
+        square = None
+    if square is None or (oblong is not None and square.shear > 0.5 * oblong.shear):
+        if oblong is None:
+            raise refused
+        return oblong
+    note = (
+        f"The stated pixels are rectangular (row : column = {aspect:.4g}), but the lattice fits square ones, "
+        "which were used."
+    )
+    return replace(square, notes=(*square.notes, note))
+
+
+def require_square(lattice: Lattice, name: str) -> None:
+    """Raise InputError where pixels are not square and say what makes them so; the lens is simulated on them.
+
+    name: of the file, for the message.
+    """
+    if abs(lattice.aspect - 1) <= SQUARE:
+        return
+    row, col = lattice.pitch_A
+    axis, fine, coarse = (0, row, col) if row < col else (1, col, row)
+    length = lattice.crystal.shape[axis]
+    count = round(length * fine / coarse)
+    raise InputError(
+        f"{name}: pixels must be square for a fit, these are {row:.5g} × {col:.5g} Å (row × column), and the "
+        "lattice agrees; cut the spectrum of the finer axis, for instance by scipy.signal.resample(image, "
+        f"{count}, axis={axis}), which keeps the noise white, give pixel_size_A = "
+        f"{length * fine / count:.5g} and multiply a known gain_counts_per_electron by {count / length:.4g}"
+    )
+
+
+def _registered(
+    image: Floats,
+    valid: NDArray[np.bool_],
+    stated: float | None,
+    aspect: float,
+    projection: Projection,
+    name: str,
+) -> Lattice:
     flat = flattened(image, valid)
     spectrum = Spectrum(flat)
     every = find_candidates(spectrum, spectrum.peaks(), projection, aspect)
     best, rival = _choose(every, flat, spectrum, stated, aspect, projection, name)
     refl = reflections(projection, max(RESOLUTION_A, 2.5 * best.pitch_A))
-    frame, crystal, drift = best.frame, lattice_area(flat, refl, best.frame), None
+
+    def area(frame: Floats) -> NDArray[np.bool_]:
+        wide = lattice_area(flat, refl, frame)
+        return wide & ~other_structure(flat, valid, wide, frame, projection.vectors)
+
+    frame, crystal, drift = best.frame, area(best.frame), None
     for _ in range(2):
         drift = refine_frame(flat, valid, crystal, refl, frame)
         if drift is None or distortion(drift.frame, aspect) > LARGEST_SHEAR:
             drift = None
             break
         frame = drift.frame
-        crystal = lattice_area(flat, refl, frame)
+        crystal = area(frame)
     evidence = _evidence(spectrum, refl, frame)
     if evidence < EVIDENCE_NEEDED:
         _refuse_absent(evidence, projection, name)
@@ -203,6 +272,12 @@ def _lattice(
             f"The stated pixel size, {stated:.5g} Å, is {100 * abs(stated / pitch - 1):.1f} % too {way}; "
             f"the lattice gives {pitch:.5g} Å, which is used."
         )
+    bent = distortion(found.frame, aspect)
+    if bent > SQUARE:
+        notes.append(
+            f"The lattice is distorted by {100 * bent:.1f} % beyond scale and rotation: by strain, drift, "
+            "pixels that are not as stated, or because the crystal is another. It is taken for strain."
+        )
     if rival is not None:
         notes.append(
             f"The lattice alone would also allow a pixel size of {rival.pitch_A:.4g} Å; "
@@ -213,7 +288,7 @@ def _lattice(
         projection.vectors,
         pitch,
         rotation,
-        distortion(found.frame, aspect),
+        bent,
         evidence,
         crystal,
         pitch_sigma,

@@ -13,7 +13,8 @@ from qhrtem.calibrate.candidates import FINEST_A
 from qhrtem.calibrate.claims import Claims, read_claims
 from qhrtem.calibrate.defects import Defects, find_defects
 from qhrtem.calibrate.intensity import mean_pitch, normalise, planned_pitch
-from qhrtem.calibrate.lattice import Lattice, register
+from qhrtem.calibrate.lattice import Lattice, register, require_square
+from qhrtem.calibrate.noise import NoiseSpectrum, noise_spectrum
 from qhrtem.calibrate.reflections import reflections
 from qhrtem.calibrate.spectrum import PEAK_POWER, Peaks, Spectrum, flattened
 from qhrtem.calibrate.vacuum import Transfer, Vacuum, find_vacuum, measure_vacuum, photon_transfer
@@ -39,6 +40,7 @@ class Survey:
     pitch_A: tuple[float, float] | None  # (row, col) as stated
     vacuum: Vacuum | None
     transfer: Transfer | None
+    noise: NoiseSpectrum | None = field(repr=False, default=None)  # of the vacuum
     spectrum: Spectrum | None = field(repr=False, default=None)
     peaks: Peaks | None = None
     zones: tuple[ZoneProposal, ...] = ()
@@ -105,7 +107,8 @@ def survey(
     filled = np.where(valid, raw.counts, np.median(raw.counts[valid]))
     where = find_vacuum(filled) & valid
     vacuum = measure_vacuum(filled, where) if where.any() else None
-    out = Survey(raw, plan, claims, defects, pitch, vacuum, photon_transfer(filled, valid))
+    noise = noise_spectrum(filled, where, plan.readout_counts) if where.any() else None
+    out = Survey(raw, plan, claims, defects, pitch, vacuum, photon_transfer(filled, valid), noise)
     if min(raw.counts.shape) < SMALLEST:
         return out
     trouble: list[str] = []
@@ -114,7 +117,9 @@ def survey(
     try:
         out = replace(out, micrograph=normalise(raw, plan, mean_pitch(pitch)))
     except InputError as error:
-        trouble.append(_sentence(error, raw))
+        # Of an image of another kind, or filtered, no vacuum level makes a micrograph.
+        if not claims.refusals:
+            trouble.append(_sentence(error, raw))
     if crystal is not None:
         out, said = _compared(out, filled, valid, crystal, zone)
         trouble += said
@@ -152,10 +157,15 @@ def _compared(
     except InputError as error:
         return found, [_sentence(error, found.raw)]
     found = replace(found, lattice=lattice)
+    oblong: list[str] = []
+    try:
+        require_square(lattice, found.raw.path)
+    except InputError as error:
+        oblong.append(_sentence(error, found.raw))
     if found.micrograph is not None:
-        foreign = foreign_area(found.micrograph, lattice.crystal, lattice.pixel_size_A)
+        foreign = foreign_area(found.micrograph, lattice.crystal, lattice.frame, lattice.vectors)
         found = replace(found, foreign=foreign)
-    return found, []
+    return found, oblong
 
 
 def _sentence(error: InputError, raw: RawImage) -> str:

@@ -14,6 +14,11 @@ Bools = NDArray[np.bool_]
 BLOCK = 12  # pixels; local statistics are taken over blocks of about this size
 SMOOTH = 1.5  # pixels; one standard deviation of the smoothing that lets a lattice stand out of shot noise
 FLAT = 1.9  # roughness over that of noise alone up to which an area counts as flat
+CALM, CALMEST = 2.5, 5.0  # roughness over its CALMEST-th percentile up to which an area is as calm as vacuum
+SPECTRUM_EDGE, FEWEST_SQUARES = 24, 4  # pixels; of squares whose spectra are averaged, and their least number
+MOST_SQUARES = 4000
+LOWEST_RING = 3  # 1/edge; below it the window spreads what was taken off
+SPOT = 6.0  # standard deviations of the mean power from which a frequency is no noise
 SUM = 8  # pixels; edge of the squares whose sums show the noise at low frequencies
 HIGH_PASS = 0.3  # cycles/pixel; beyond it a well-sampled lattice has nothing left
 LEAST_SPREAD = 0.05  # relative spread of the local mean below which shot and readout noise look the same
@@ -63,16 +68,81 @@ def find_vacuum(counts: Floats) -> Bools:
     noise = np.median(np.abs(counts - ndimage.gaussian_filter(counts, 1.0))) / 0.6745 / 0.92
     # White noise through the same smoothing leaves 1/(2σ√π) of its standard deviation.
     floor = noise / (2 * SMOOTH * np.sqrt(np.pi))
-    flat = rough < FLAT * floor
+    found = _largest(rough < FLAT * floor)
+    if found.any() and not measure_vacuum(counts, found).correlated:
+        return found
+    # A camera that spreads each electron leaves more in the smoothed image than independent pixels do. Then
+    # the calmest area is vacuum, if its spectrum shows noise and no lattice.
+    calm = _largest(rough < CALM * np.percentile(rough, CALMEST))
+    return calm if calm.sum() > found.sum() and _featureless(counts, calm) else found
+
+
+def _largest(flat: Bools) -> Bools:
+    """Return the largest connected part of a mask, its rim left out; empty where it is too small."""
     flat = ndimage.binary_opening(flat, iterations=3)
     label, n = ndimage.label(flat)
-    nothing = np.zeros(counts.shape, dtype=bool)
+    nothing = np.zeros(flat.shape, dtype=bool)
     if n == 0:
         return nothing
     size = ndimage.sum_labels(flat, label, np.arange(1, n + 1))
     keep = label == 1 + int(np.argmax(size))
     keep = ndimage.binary_erosion(keep, iterations=BLOCK // 2, border_value=1)
-    return keep if keep.sum() >= max(400, 0.005 * counts.size) else nothing
+    return keep if keep.sum() >= max(400, 0.005 * flat.size) else nothing
+
+
+def _featureless(counts: Floats, where: Bools) -> bool:
+    """Whether the mean spectrum of an area falls smoothly with frequency, as that of noise does."""
+    corners = squares(where, SPECTRUM_EDGE, SPECTRUM_EDGE // 4)
+    many = covered(corners, SPECTRUM_EDGE, where.shape).sum() / SPECTRUM_EDGE**2
+    if many < FEWEST_SQUARES:
+        return False
+    power, ring = mean_spectrum(counts, corners, SPECTRUM_EDGE)
+    known = range(LOWEST_RING, SPECTRUM_EDGE // 2 + 1)
+    rings = [power[ring == n] for n in known]
+    # Without any noise there is nothing to compare with.
+    return all(0 < r.mean() and r.max() < (1 + SPOT / math.sqrt(many)) * r.mean() for r in rings)
+
+
+def squares(where: Bools, edge: int, step: int) -> NDArray[np.int64]:
+    """Return corners (M, 2) row, col of squares on a raster that hold nothing but the pixels asked for."""
+    table = np.zeros((where.shape[0] + 1, where.shape[1] + 1), dtype=np.int64)
+    table[1:, 1:] = np.cumsum(np.cumsum(where, axis=0), axis=1)
+    held = table[edge:, edge:] - table[:-edge, edge:] - table[edge:, :-edge] + table[:-edge, :-edge]
+    raster = np.zeros(held.shape, dtype=bool)
+    raster[::step, ::step] = True
+    found = np.argwhere((held == edge**2) & raster)
+    if len(found) > MOST_SQUARES:
+        found = found[(found % (edge // 2) == 0).all(1)]
+    return found[:: max(1, len(found) // MOST_SQUARES)]
+
+
+def covered(corners: NDArray[np.int64], edge: int, shape: tuple[int, ...]) -> Bools:
+    """Return the pixels that lie in one of the squares."""
+    out = np.zeros(shape, dtype=bool)
+    for r, c in corners:
+        out[r : r + edge, c : c + edge] = True
+    return out
+
+
+def mean_spectrum(counts: Floats, corners: NDArray[np.int64], edge: int) -> tuple[Floats, NDArray[np.int64]]:
+    """Return mean power (edge, edge) over squares, and the ring, in 1/edge cycles/pixel, each belongs to.
+
+    A plane is taken off each square first; the power of white noise is the variance of a pixel.
+    """
+    window = np.hanning(edge + 2)[1:-1]
+    window = window[:, None] * window[None, :]
+    t = np.arange(edge) - (edge - 1) / 2
+    norm = 1 / (edge * (t**2).sum())
+    total = np.zeros((edge, edge))
+    for r, c in corners:
+        square = counts[r : r + edge, c : c + edge]
+        square = square - square.mean()
+        slopes = norm * (square.sum(1) @ t), norm * (square.sum(0) @ t)
+        square = square - slopes[0] * t[:, None] - slopes[1] * t[None, :]
+        total += np.abs(np.fft.fft2(square * window)) ** 2
+    f = np.fft.fftfreq(edge)
+    ring = np.round(np.hypot(f[:, None], f[None, :]) * edge).astype(np.int64)
+    return total / (len(corners) * (window**2).sum()), ring
 
 
 def measure_vacuum(counts: Floats, where: Bools) -> Vacuum:

@@ -35,6 +35,10 @@ class Micrograph:
     gain: float = math.nan  # counts per electron
     gain_sigma: float = math.nan  # one standard deviation, 0 where it was given
     noise_correlation: float = math.nan  # noise power at low frequencies over that of a pixel; 1 = white
+    transfer: tuple[float, float] | None = None  # (a, b) of the noise's transfer where it stands for the MTF
+    offset_sigma: float = (
+        0.0  # of the detector's offset, share of the vacuum level: (I - 1) is off by as much
+    )
 
     def variance(self, intensity: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the pixel variance (vacuum²) expected at a model intensity (vacuum = 1)."""

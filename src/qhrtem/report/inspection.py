@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qhrtem.calibrate.noise import NYQUIST, NoiseSpectrum
 from qhrtem.calibrate.survey import Survey
 from qhrtem.plan import Plan, dump_plan, plan_from_tables
 from qhrtem.report.notation import number
@@ -15,6 +16,7 @@ from qhrtem.report.notation import number
 Rows = tuple[tuple[str, str], ...]
 MOST_ZONES = 5
 LOW_DOSE = 3000.0  # electrons per Å² below which light atoms will hardly be counted
+NEAR_NYQUIST = 0.42  # cycles/pixel from which finer detail is likely to be folded back
 COARSE_LIMIT_A = 1.4  # information limit beyond which neighbouring columns of most crystals merge
 
 
@@ -33,6 +35,14 @@ class Account:
     cautions: tuple[str, ...]
     plan: str  # PLAN.toml; a comment where something required is unknown
     complete: bool  # whether `qhrtem fit` can run the plan as it is
+    has_noise: bool = False  # whether the figure shows the noise of a vacuum
+
+    @property
+    def plan_title(self) -> str:
+        """Return what the plan is: recommended only where a fit would take it."""
+        if self.refusals:
+            return "What is known for a plan"
+        return "Recommended plan" if self.complete else "Plan so far"
 
 
 def account(found: Survey, structure: Path | None, high_tension_kV: float | None) -> Account:
@@ -62,6 +72,7 @@ def account(found: Survey, structure: Path | None, high_tension_kV: float | None
         _cautions(found),
         plan,
         complete,
+        found.noise is not None,
     )
 
 
@@ -108,6 +119,8 @@ def _image(found: Survey) -> Rows:
                 f"{math.sqrt(found.vacuum.variance):.3g} counts, correlation {found.vacuum.correlation:.2f}",
             )
         )
+    if found.noise is not None:
+        out.append(("noise spectrum", _noise_spectrum(found.noise)))
     if found.micrograph is not None:
         m = found.micrograph
         sigma = f" ± {m.gain_sigma:.1g}" if m.gain_sigma > 0 else ""
@@ -125,6 +138,16 @@ def _image(found: Survey) -> Rows:
     return (*out, *_lattice(found))
 
 
+def _noise_spectrum(noise: NoiseSpectrum) -> str:
+    if noise.transfer is None:
+        return f"white within {200 * noise.fall_sigma:.2g} %: it does not show the camera's MTF"
+    (a, b), (da, db) = noise.transfer, noise.transfer_sigma
+    return (
+        f"transfer {float(noise.at(NYQUIST)):.2f} at Nyquist, (1 - a)/(1 + (q/b)²) + a with a = {a:.3f} ± "
+        f"{da:.1g}, b = {b:.3f} ± {db:.1g} cycles/pixel; the MTF lies at or below"
+    )
+
+
 def _lattice(found: Survey) -> Rows:
     lattice = found.lattice
     if lattice is None:
@@ -140,7 +163,7 @@ def _lattice(found: Survey) -> Rows:
     name = "" if found.crystal is None else found.crystal.name
     out = [
         ("lattice", f"{name}{zone}, {100 * lattice.explained:.0f} % of the spots, {100 * lattice.seen:.0f} % "
-         "of its reflections seen"),
+         "of the reflections that should stand out"),
         ("pixel size", pitch + stated),
         ("rotation", f"{lattice.rotation_deg:.2f} ± {_sigma(lattice.rotation_sigma_deg)}°"),
         ("distortion", f"{100 * lattice.shear:.2f} %"),
@@ -178,7 +201,12 @@ def _cautions(found: Survey) -> tuple[str, ...]:
         out.append(
             f"At {number(found.dose)} electrons/Å² only heavy columns can be counted; expect wide error bars."
         )
-    _, spacing = found.information_limit()
+    frequency, spacing = found.information_limit()
+    if frequency > NEAR_NYQUIST:
+        out.append(
+            f"Detail reaches {frequency:.2f} cycles/pixel; Nyquist is at 0.5. What is finer was folded back "
+            "into the image, where it cannot be told from true detail; take the image with smaller pixels."
+        )
     if math.isfinite(spacing) and spacing > COARSE_LIMIT_A:
         out.append(f"Nothing finer than {spacing:.2f} Å is seen: neighbouring columns may not be resolved.")
     return tuple(out)

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qhrtem.calibrate.candidates import FINEST_A
+from qhrtem.calibrate.noise import NYQUIST, NoiseSpectrum
 from qhrtem.calibrate.reflections import reflections
 from qhrtem.calibrate.spectrum import PEAK_POWER
 from qhrtem.calibrate.survey import Survey
@@ -48,11 +49,38 @@ def page_text(found: Survey, said: Account) -> str:
 def figure_of(found: Survey) -> Figure:
     """Return the image with what was found in it beside its spectrum with indexed spots."""
     with style():
-        figure = Figure(figsize=(11.0, 5.4), layout="constrained")
-        left, right = figure.subplots(1, 2)
+        figure = Figure(figsize=(11.0, 5.4 if found.noise is None else 8.6), layout="constrained")
+        if found.noise is None:
+            left, right = figure.subplots(1, 2)
+        else:
+            grid = figure.add_gridspec(2, 2, height_ratios=(1.8, 1.0))
+            left, right = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
+            _draw_noise(found.noise, figure.add_subplot(grid[1, :]))
         _draw_image(found, left)
         _draw_spectrum(found, right)
     return figure
+
+
+def _draw_noise(noise: NoiseSpectrum, ax: Axes) -> None:
+    """Draw the power of the vacuum's noise over that at q = 0, and what it says of the camera."""
+    base = noise.level + noise.floor
+    ax.errorbar(
+        noise.q, noise.power / base, 2 * noise.sigma / base, fmt="o", ms=3.5, lw=1, color=PALETTE[0],
+        label="noise of the vacuum, ± 2 σ",
+    )  # fmt: skip
+    q = np.linspace(0, NYQUIST, 201)
+    curve = (noise.level * noise.at(q) ** 2 + noise.floor) / base
+    if noise.transfer is None:
+        ax.plot(q, curve, color=PALETTE[1], label="white: it does not show the camera's MTF")
+    else:
+        ax.plot(q, curve, color=PALETTE[1], label="NTF², fitted")
+        ax.plot(q, noise.at(q), color=PALETTE[3], ls="--", label="NTF; the camera's MTF lies at or below")
+    ax.set_xlim(0, NYQUIST)
+    ax.set_ylim(0, None)
+    ax.set_title("Noise of the vacuum")
+    ax.set_xlabel("frequency (cycles per pixel)")
+    ax.set_ylabel("power over that at low frequency" if noise.transfer else "power over its mean")
+    ax.legend(loc="lower left", ncols=3)
 
 
 def _draw_image(found: Survey, ax: Axes) -> None:
@@ -127,7 +155,7 @@ def _draw_spectrum(found: Survey, ax: Axes) -> None:
                        label="on the lattice, seen" if sign > 0 else None)  # fmt: skip
             miss = ~seen & asked & (np.abs(f) < reach).all(1)
             ax.scatter(sign * f[miss, 1], sign * f[miss, 0], s=40, marker="x", color="#9aa4ad", lw=0.9,
-                       label="expected, not seen" if sign > 0 else None)  # fmt: skip
+                       label="on the lattice, not seen" if sign > 0 else None)  # fmt: skip
         for k in np.argsort(-power_at)[:LABELLED]:
             if seen[k]:
                 ax.annotate(

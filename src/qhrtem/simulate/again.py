@@ -184,7 +184,8 @@ def fitted_microscope(twin: Twin, plan: Plan) -> Microscope:
         return replace(base, mtf=(plan.image.mtf.a, plan.image.mtf.b))
     if plan.image.mtf is not None:
         return replace(base, mtf=np.array([plan.image.mtf.q, plan.image.mtf.value]))
-    return base
+    # Where the plan gives none, the fit may have taken the one that the noise shows.
+    return base if twin.fitted is None else replace(base, mtf=twin.fitted.microscope.mtf)
 
 
 def job_of_twin(twin: Twin, plan: Plan, microscope: Microscope, refine: int, mode: Mode) -> tuple[Field, Job]:

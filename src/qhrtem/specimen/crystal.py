@@ -12,11 +12,21 @@ from numpy.typing import NDArray
 
 from qhrtem.errors import InputError, PlanError
 from qhrtem.physics.potential import Species
+from qhrtem.specimen.cif import (
+    LARGEST_B_A2,
+    centring,
+    equivalent_u,
+    read_block,
+    require_cell,
+    require_few,
+    settle_symmetry,
+)
 
 # Projected distance within which atoms form one column: below the resolution of any lens in use.
 COLUMN_RADIUS_A = 0.6
 # Mean square displacement assumed where a CIF gives none, as B in Å².
 DEFAULT_B = 0.5
+CLOSEST_A = 0.3  # distance below which atoms share a site
 
 
 @dataclass(frozen=True)
@@ -77,62 +87,62 @@ class Projection:
 def read_cif(path: str | Path) -> Crystal:
     """Return the crystal in a CIF with occupancies and displacement factors kept.
 
-    Raises `InputError` when the file is missing, is no CIF, holds no atoms, or holds impossible ones.
+    The first structure of several; B_eq for anisotropic factors; deuterium as hydrogen; P1 where no symmetry
+    is stated and the atoms fill the cell. What was chosen so is noted. Raises `InputError` when the file is
+    missing, is no CIF, holds no atoms, or holds impossible ones.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"structure file {path} does not exist; give the path of a CIF")
-    try:
-        document = gemmi.cif.read(str(path))
-    except (ValueError, RuntimeError, UnicodeDecodeError, OSError) as error:
-        raise InputError(
-            f"{path} is not a readable CIF ({str(error).splitlines()[0]}); export it again"
-        ) from None
-    blocks = [
-        b for b in document if b.find_values("_atom_site_label") or b.find_values("_atom_site_type_symbol")
-    ]
-    if not blocks:
-        raise InputError(f"{path} holds no atom sites; give a CIF of a crystal structure")
-    notes = () if len(blocks) == 1 else (f"{path.name} holds {len(blocks)} structures; the first was used.",)
-    small = gemmi.make_small_structure_from_block(blocks[0])
-    return _from_small(small, path, notes)
+    block, notes = read_block(path)
+    return _from_small(gemmi.make_small_structure_from_block(block), path, notes, block)
 
 
-def _from_small(small: gemmi.SmallStructure, path: Path, notes: tuple[str, ...]) -> Crystal:
-    cell = small.cell
-    if not (min(cell.a, cell.b, cell.c) > 1.5 and cell.volume > 5):
-        raise InputError(f"{path} has no usable unit cell (a, b, c = {cell.a:g}, {cell.b:g}, {cell.c:g} Å)")
-    group = small.spacegroup
-    if group is None:
-        notes += ("The CIF names no known space group; its atoms were taken as the whole cell (P1).",)
-    fractional, species = [], []
-    for site in small.get_all_unit_cell_sites():
-        element = site.element.name
-        if element in ("X", "D"):
+def _from_small(
+    small: gemmi.SmallStructure,
+    path: Path,
+    notes: tuple[str, ...],
+    block: gemmi.cif.Block | None = None,
+) -> Crystal:
+    require_cell(small.cell, path)
+    require_few(len(small.sites), path)
+    notes += settle_symmetry(small, path)
+    sites = small.get_all_unit_cell_sites()
+    require_few(len(sites), path)
+    if not sites:
+        raise InputError(f"{path} holds no atoms; give a CIF of a crystal structure")
+    u_equivalent = equivalent_u(small, block)
+    assumed = averaged = False
+    species = []
+    for site in sites:
+        element = "H" if site.element.name == "D" else site.element.name
+        if element == "X":
             raise InputError(
                 f"{path}: atom {site.label!r} has an unknown element; correct _atom_site_type_symbol"
             )
         if not 0 < site.occ <= 1.001:
-            raise InputError(f"{path}: occupancy of {site.label} must be within 0 to 1, got {site.occ:g}")
-        b = 8 * math.pi**2 * site.u_iso if site.u_iso > 0 else DEFAULT_B
-        if site.u_iso <= 0 and not any("displacement" in n for n in notes):
-            notes += (
-                f"The CIF gives no displacement factors for some atoms; B = {DEFAULT_B} Å² was assumed.",
+            raise InputError(f"{path}: occupancy of {site.label!r} must be within 0 to 1, got {site.occ:g}")
+        u = site.u_iso if site.u_iso > 0 else u_equivalent.get(site.label, 0.0)
+        averaged |= site.u_iso <= 0 < u
+        assumed |= u <= 0
+        b = 8 * math.pi**2 * u if u > 0 else DEFAULT_B
+        if b > LARGEST_B_A2:
+            raise InputError(
+                f"{path}: B of {site.label!r} must be at most {LARGEST_B_A2:g} Å², got {b:.3g}; was B "
+                "written as U, or in pm²?"
             )
-        fractional.append([site.fract.x, site.fract.y, site.fract.z])
         species.append(Species(element, round(b, 6), min(site.occ, 1.0)))
-    if not fractional:
-        raise InputError(f"{path} holds no atoms; give a CIF of a crystal structure")
-    matrix = np.array(cell.orth.mat.tolist()).T
-    frac = np.mod(np.array(fractional), 1.0)
+    if any(s.element.name == "D" for s in sites):
+        notes += ("Deuterium was taken as hydrogen, which scatters electrons alike.",)
+    if averaged:
+        notes += ("Anisotropic displacement factors were replaced by their isotropic equivalents.",)
+    if assumed:
+        notes += (
+            f"The CIF gives no usable displacement factors for some atoms; B = {DEFAULT_B} Å² was assumed.",
+        )
+    matrix = np.array(small.cell.orth.mat.tolist()).T
+    frac = np.mod(np.array([[s.fract.x, s.fract.y, s.fract.z] for s in sites]), 1.0)
     frac[frac > 1 - 1e-9] = 0.0
     _refuse_overlap(frac, matrix, species, path)
-    cen = (
-        [[v / 24 for v in op] for op in group.operations().cen_ops]
-        if group is not None
-        else [[0.0, 0.0, 0.0]]
-    )
-    return Crystal(path.stem, matrix, frac, tuple(species), np.array(cen), notes)
+    return Crystal(path.stem, matrix, frac, tuple(species), centring(small), notes)
 
 
 def _refuse_overlap(
@@ -141,12 +151,17 @@ def _refuse_overlap(
     delta = frac[:, None] - frac[None]
     distance = np.linalg.norm((delta - np.round(delta)) @ cell, axis=-1)
     occupancy = np.array([s.occupancy for s in species])
-    close = (distance < 0.3) & (occupancy[:, None] + occupancy[None] > 1.001) & ~np.eye(len(frac), dtype=bool)
-    if close.any():
-        i, j = np.argwhere(close)[0]
+    # Atoms may share a place, as long as no more than one is ever there.
+    held = (distance < CLOSEST_A) @ occupancy
+    worst = int(np.argmax(held))
+    if held[worst] > 1.001:
+        others = np.flatnonzero((distance[worst] < CLOSEST_A) & (np.arange(len(frac)) != worst))
+        near = int(others[np.argmin(distance[worst][others])])
         raise InputError(
-            f"{path}: {species[i].element} and {species[j].element} are {distance[i, j]:.2f} Å apart with "
-            "full occupancy; atoms must be at least 0.3 Å apart, check coordinates and symmetry of the CIF"
+            f"{path}: {species[worst].element} and {species[near].element} are {distance[worst, near]:.2f} Å "
+            f"apart, and the occupancies there add up to {held[worst]:.3g}; atoms must be at least "
+            f"{CLOSEST_A:g} Å apart unless they share a site, check coordinates, occupancies and symmetry of "
+            "the CIF"
         )
 
 

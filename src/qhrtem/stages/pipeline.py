@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from qhrtem.calibrate.area import foreign_area
 from qhrtem.calibrate.intensity import mean_pitch, normalise
-from qhrtem.calibrate.lattice import Lattice, register
+from qhrtem.calibrate.lattice import Lattice, register, require_square
 from qhrtem.errors import QualityError
 from qhrtem.model.micrograph import Micrograph, RawImage
 from qhrtem.model.twin import Twin
@@ -106,7 +106,8 @@ def calibrate(plan: Plan, raw: RawImage, projection: Projection, parts: Parts) -
         return found
 
     lattice = parts("calibrate", registered, LatticeForm())
-    foreign = foreign_area(micrograph, lattice.crystal, lattice.pixel_size_A)
+    require_square(lattice, raw.path)
+    foreign = foreign_area(micrograph, lattice.crystal, lattice.frame, lattice.vectors)
     if foreign.any():
         note = f"{100 * foreign.mean():.1f} % of the image is neither lattice nor vacuum and is left out."
         micrograph = replace(micrograph, valid=micrograph.valid & ~foreign, notes=(*micrograph.notes, note))
@@ -118,7 +119,7 @@ def imaging(
 ) -> tuple[CellAverages, list[Hypothesis]]:
     """Return repeated-cell averages and the orientations that describe them, each with its best lens."""
     log = parts.log
-    microscope = planned_microscope(plan, micrograph.scale_sigma)
+    microscope = planned_microscope(plan, micrograph.scale_sigma, micrograph.transfer)
     averages = cell_averages(micrograph, lattice, lattice.pixel_size_A)
 
     def rank() -> list[tuple[float, Floats]]:
@@ -164,8 +165,6 @@ def imaging(
 
 def _assumed(plan: Plan, raw: RawImage) -> tuple[str, ...]:
     out = []
-    if plan.image.mtf is None:
-        out.append("No MTF was given; a perfect detector was assumed, which inflates the vibration.")
     if plan.microscope.c3_um is None:
         out.append("C3 was not given; -15 ± 1 µm was assumed.")
     if plan.microscope.focal_spread_nm is None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from qhrtem.calibrate.area import unusable_area
 from qhrtem.calibrate.finder import present_columns
-from qhrtem.calibrate.intensity import SQUARE, planned_pitch
+from qhrtem.calibrate.intensity import planned_pitch
 from qhrtem.calibrate.lattice import Lattice
-from qhrtem.errors import InputError
 from qhrtem.model.forward import MARGIN_A, Field, make_field
 from qhrtem.model.micrograph import Micrograph, RawImage
 from qhrtem.model.microscope import INDEX, Microscope, nominal
@@ -38,21 +38,18 @@ class Start:
 def stated_pixel(plan: Plan, raw: RawImage) -> tuple[float, float] | None:
     """Return the (row, col) pixel pitch in Å that the plan or else the file states, None where neither does.
 
-    Raises InputError where a fit cannot use the pixels: the lens is simulated on square ones.
+    The lattice is asked whether rectangular pixels are so (`calibrate.lattice.require_square`).
     """
-    stated = planned_pitch(plan.image, raw)
-    if stated is not None and abs(stated[0] / stated[1] - 1) > SQUARE:
-        raise InputError(
-            f"{raw.path}: pixels must be square for a fit, the file states {stated[0]:g} × {stated[1]:g} Å; "
-            "resample the image first"
-        )
-    return stated
+    return planned_pitch(plan.image, raw)
 
 
-def planned_microscope(plan: Plan, scale_sigma: float) -> Microscope:
+def planned_microscope(
+    plan: Plan, scale_sigma: float, transfer: tuple[float, float] | None = None
+) -> Microscope:
     """Return the microscope with priors from the plan, in Å and rad.
 
     A value given in the plan becomes the mean of a prior about a tenth as wide as without it.
+    transfer: (a, b) of an MTF seen in the noise, which serves where the plan gives none.
     """
     m = plan.microscope
     base = nominal(m.high_tension_kV * 1e3)
@@ -82,11 +79,11 @@ def planned_microscope(plan: Plan, scale_sigma: float) -> Microscope:
     pair("tilt", m.mistilt_mrad, 1e-3, 1e-3)
     mean[INDEX["absorption"]], sigma[INDEX["absorption"]] = EFFECTIVE_ABSORPTION, 0.0
     sigma[INDEX["scale"]] = scale_sigma
-    mtf: tuple[float, float] | Floats = (1.0, 1.0)
+    mtf: tuple[float, float] | Floats = transfer or (1.0, 1.0)
     if isinstance(plan.image.mtf, MtfFormula):
         mtf = (plan.image.mtf.a, plan.image.mtf.b)
     elif plan.image.mtf is not None:
-        mtf = np.loadtxt(plan.image.mtf.path, ndmin=2).T[:2]
+        mtf = np.array([plan.image.mtf.q, plan.image.mtf.value])
     return Microscope(base.energy, mean.copy(), mean, sigma, mtf)
 
 
@@ -126,7 +123,10 @@ def start_field(
     filled = columns.filled(MID_PLANE_A - thickness / 2, MID_PLANE_A + thickness / 2)
     last = np.where(crystal, filled.last, filled.first - 1)
     columns = filled.with_ends(filled.first, last)
-    return Start(field, columns, replace(hypothesis.microscope), shown(field, columns))
+    # Where nothing can be seen, such as in a second grain, no column may appear.
+    place = np.clip(np.round(detector).astype(int), 0, np.array([ny - 1, nx - 1]))
+    blind = unusable_area(micrograph.valid)[place[:, 0], place[:, 1]] & ~crystal
+    return Start(field, columns, replace(hypothesis.microscope), shown(field, columns) & ~blind)
 
 
 def shown(field: Field, columns: ColumnModel) -> NDArray[np.bool_]:

@@ -119,7 +119,7 @@ def piece_of(whole: Start, micrograph: Micrograph, lattice: Lattice, tile: Tile)
     part = replace(
         micrograph, intensity=micrograph.intensity[where], valid=micrograph.valid[where], vacuum=vacuum
     )
-    start = Start(field, columns, whole.microscope, shown(field, columns))
+    start = Start(field, columns, whole.microscope, shown(field, columns) & whole.eligible[index])
     return Piece(tile, start, index, part, replace(lattice, crystal=lattice.crystal[where]))
 
 
