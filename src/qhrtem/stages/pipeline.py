@@ -56,6 +56,7 @@ from qhrtem.stages.structure import (
 )
 from qhrtem.stages.surfaces import outline_round
 from qhrtem.stages.thickness import HOPELESS
+from qhrtem.stages.watch import View, lens_sigma
 
 Floats = NDArray[np.float64]
 
@@ -145,6 +146,7 @@ def imaging(
             TRIALS,
             lambda n, best: log("imaging", best, f"trial {n}"),
             partial(parts.memory.trial, name),
+            partial(parts.memory.note, name),
         )
         found.append((parts(name, job, HypothesisForm()), match))
 
@@ -184,7 +186,7 @@ def choose(
         model = ForwardModel(start.field, start.microscope.energy)
         bench = Bench(model, make_misfit(micrograph, start.field, border), os.cpu_count() or 1)
         job = partial(first_lens, bench, start, parts.log)
-        first = parts(f"lens {place}", job, ReachedForm(projection))
+        first = parts(f"lens {place}", job, ReachedForm(projection, view=View(bench, start)))
         name = f"({place + 1}) " if place else ""
         every.append(Contender(bench, first.state, start, first.number, name))
     every.sort(key=lambda c: c.cost)
@@ -214,7 +216,7 @@ def first_lens(bench: Bench, start: Start, log: Log) -> Reached:
     state, changed = outline_round(bench, state, free_lens(state, EARLY), [], eligible(start), neighbours)
     log("surfaces", bench.chi2(state), f"{changed} rim columns changed")
     refined = refine(bench, state, free, [], 2, report=note)
-    return Reached(refined.state, refined.cost)
+    return Reached(refined.state, refined.cost, lens_sigma=lens_sigma(free, refined.lens_sigma()))
 
 
 def _assumed(plan: Plan, raw: RawImage) -> tuple[str, ...]:

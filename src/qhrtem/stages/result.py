@@ -342,6 +342,17 @@ def _atoms(state: State, start: Start, keep: NDArray[np.int64], sigma: Floats) -
     )
 
 
+def exit_focus(state: State, start: Start, keep: NDArray[np.int64]) -> float:
+    """Return what C1 (Å) gains when it is quoted from the exit plane of the specimen, as users expect.
+
+    It is fitted from a fixed plane of the box.
+    """
+    columns = state.columns
+    deepest = columns.slice_of(columns.site_depth(keep, columns.last[keep])).max()
+    exit_z = columns.projection.origin + (deepest + 0.5) * columns.projection.plane
+    return float(start.field.reference_z - exit_z)
+
+
 def _estimates(
     state: State, start: Start, evidence: Evidence, keep: NDArray[np.int64]
 ) -> tuple[Estimate, ...]:
@@ -356,11 +367,7 @@ def _estimates(
             continue
         note, value = "", m.values[i]
         if p.name == "c1":
-            # Fitted from a fixed plane of the box; users expect it from the exit plane of the specimen.
-            columns = state.columns
-            deepest = columns.slice_of(columns.site_depth(keep, columns.last[keep])).max()
-            exit_z = columns.projection.origin + (deepest + 0.5) * columns.projection.plane
-            value = value + start.field.reference_z - exit_z
+            value = value + exit_focus(state, start, keep)
             note = ("overfocus" if value > 0 else "underfocus") + ", exit plane"
         elif p.name == "absorption":
             note = "effective, the rest returns as diffuse intensity"
