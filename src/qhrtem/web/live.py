@@ -9,6 +9,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from qhrtem.errors import InputError
@@ -51,6 +52,8 @@ class LiveRun:
             self._begin()
         for record in records:
             for message in self.account.messages(record):
+                if message["kind"] == "finished":
+                    message["lens"] = claimed_lens(self.folder.path / "microscope.json")
                 self.messages.append(json.dumps(message, allow_nan=False).encode())
         self.status = self._status(problem)
         return (len(self.messages), self._follower.generation, self.status) != (before, generation, status)
@@ -141,6 +144,19 @@ class LiveRun:
     def stop(self) -> int:
         """Ask the run to stop; see `run.follow.ask_to_stop`."""
         return ask_to_stop(self.folder, self.account.owner)
+
+
+def claimed_lens(path: Path) -> list[list[Any]]:
+    """Return [key, label, unit, value, standard deviation] of the refined parameters of a result.
+
+    Empty where there is no result to read.
+    """
+    try:
+        every = json.loads(path.read_text("utf-8"))["parameters"]
+        refined = {name: p for name, p in every.items() if p["refined"]}
+        return [[name, p["label"], p["unit"], p["value"], p["sigma"]] for name, p in refined.items()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def hash_of(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,14 +63,16 @@ class Account:
         view = facts.get("view")
         if isinstance(view, dict):
             out |= _only(view, ("lens", "columns", "field_A"))
-            if {"image", "measured", "used"} <= set(arrays):
-                # Its content names an array, so that name is a picture's too.
-                out["picture"] = str(arrays["image"])[:16]
+            if set(SHOWN) <= set(arrays):
+                # Arrays are named by their content, so a picture is too.
+                content = "".join(str(arrays[name]) for name in SHOWN)
+                out["picture"] = hashlib.sha256(content.encode()).hexdigest()[:16]
                 self.pictures[out["picture"]] = record
         return out
 
 
 FINAL = "final"  # the picture of a finished run
+SHOWN = ("image", "measured", "used")  # arrays of a state that make a picture
 STEP = ("stage", "iteration", "chi2", "seconds", "note", "done")
 TRIAL = ("part", "trial", "chi2", "step", "origin", "lens")
 

@@ -33,6 +33,13 @@
     return minus(`${round(value)} \u00b1 ${round(sigma)}`);
   }
 
+  // A tick of a logarithmic axis: 0.03, but 10⁻⁵.
+  function power(value) {
+    const exponent = Math.round(Math.log10(value));
+    if (Math.abs(exponent) < 3 || Math.abs(value / 10 ** exponent - 1) > 1e-6) return number(value, 1);
+    return `10${[...String(exponent)].map((c) => "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"["-0123456789".indexOf(c)]).join("")}`;
+  }
+
   function niceStep(span, count) {
     const raw = span / Math.max(count, 1), power = 10 ** Math.floor(Math.log10(raw));
     return [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw * 0.999);
@@ -57,7 +64,7 @@
       const every = [];
       for (let p = Math.floor(low); p <= Math.ceil(high); p++) every.push(...set.map((m) => m * 10 ** p));
       const inside = every.filter((v) => Math.log10(v) >= low && Math.log10(v) <= high);
-      if (inside.length >= 3) return inside.map((v) => [Math.log10(v), number(v, 1)]);
+      if (inside.length >= 3) return inside.map((v) => [Math.log10(v), power(v)]);
     }
     return linearTicks(10 ** low, 10 ** high, 5).filter(([v]) => v > 0).map(([v, text]) => [Math.log10(v), text]);
   }
@@ -87,10 +94,15 @@
     const air = 0.06 * (y1 - y0);
     y0 -= options.zero && y0 === 0 ? 0 : air;
     y1 += air;
-    const left = small ? 4 : 54, right = small ? 4 : 12, top = small ? 4 : 12, bottom = small ? 4 : 34;
+    const left = small ? 46 : 60, right = small ? 4 : 12, top = small ? 6 : 12, bottom = small ? 6 : 34;
     const X = (v) => left + ((v - x0) / (x1 - x0)) * (width - left - right);
     const Y = (v) => high - bottom - ((v - y0) / (y1 - y0)) * (high - top - bottom);
-    if (!small) {
+    if (small) {
+      for (const [v, text] of linearTicks(y0, y1, 3)) {
+        svg.append(node("line", { x1: left, x2: width - right, y1: Y(v), y2: Y(v), class: "grid" }));
+        svg.append(node("text", { x: left - 5, y: Math.min(Math.max(Y(v) + 4, 9), high - 2), "text-anchor": "end" }, text));
+      }
+    } else {
       const yTicks = options.log ? logTicks(y0, y1) : linearTicks(y0, y1, 5);
       for (const [v, text] of yTicks) {
         svg.append(node("line", { x1: left, x2: width - right, y1: Y(v), y2: Y(v), class: "grid" }));

@@ -122,7 +122,6 @@
     }
     if (told.trials.length) out.push(["Trials of the imaging search", String(told.trials.length)]);
     if (state && state.columns) out.push(["Columns in the image", String(state.columns)]);
-    if (state && state.undecided) out.push(["Columns still looked at", String(state.undecided)]);
     if (lattice) out.push(["Pixel size", `${lattice.pixel_size_A.toFixed(5)} \u00c5`]);
     if (step) out.push(["Parts finished", String(told.parts.length)]);
     by("numbers").replaceChildren(...out.map(([meaning, value]) => {
@@ -189,19 +188,30 @@
     const whole = field.length >= TRACE_LEAST;
     let best = Infinity;
     const leading = told.trials.filter((t) => t.lens && t.chi2 !== null && t.chi2 < best && ((best = t.chi2), true));
-    const source = whole ? field : [...leading, ...field];
+    const source = whole ? [...field] : [...leading, ...field];
+    const result = told.finished && told.finished.lens && told.finished.lens.length ? told.finished : null;
+    const end = told.steps[told.steps.length - 1];
+    if (result && end) source.push({ seconds: end.seconds, lens: result.lens, result: true });
     by("parameters").hidden = !source.length;
     if (!source.length) return;
-    by("parameters-note").textContent = whole
-      ? "Each state of the whole field. Band: one standard deviation with everything else free, column ends as they are, without the model error that the report adds. C1 is quoted from the exit plane."
-      : "Best trial so far of the search over repeated cells, C1 quoted from the exit plane of a crystal 4 nm thick. Band: one standard deviation.";
+    by("parameters-note").textContent = result
+      ? "Each state of the whole field, against the time of computing. The dot with its bar is the result with the error that it claims, model error included; the band is one standard deviation with everything else free and column ends as they were. C1 is quoted from the exit plane."
+      : whole
+      ? "Each state of the whole field, against the time of computing. Band: one standard deviation with everything else free, column ends as they are, without the model error that the report adds. C1 is quoted from the exit plane."
+      : "Best trial so far of the search over repeated cells, against the time of computing, C1 quoted from the exit plane of a crystal 4 nm thick. Band: one standard deviation.";
     const found = new Map(); // by key: label, unit, points
     for (const s of source) {
       for (const [key, label, unit, value, sigma] of s.lens) {
         if (!found.has(key)) found.set(key, { label, unit, points: [] });
-        found.get(key).points.push({ x: s.seconds, y: value, s: sigma });
+        found.get(key).points.push({ x: s.seconds, y: value, s: sigma, result: s.result });
       }
     }
+    // What no state has an error of is not refined yet.
+    const held = whole ? [...found.values()].filter((f) => !f.points.some((p) => p.s)) : [];
+    for (const [key, f] of found) if (held.includes(f)) found.delete(key);
+    by("held").textContent = held.length
+      ? `${result ? "Held fixed" : "Not refined yet"}: ${held.map((f) => `${f.label} ${number(f.points[f.points.length - 1].y)} ${f.unit}`.trim()).join(", ")}.`
+      : "";
     const box = by("traces");
     const names = [...found.keys()].join();
     if (box.dataset.names !== names) {
@@ -222,15 +232,23 @@
       // A state whose part did not work out an error has that of the last one that did.
       const sigma = last.s || (known ? known.s : null);
       made.querySelector("p").textContent = `${withSigma(last.y, sigma)} ${f.unit}`;
-      draw(made.querySelector("svg"), { small: true, series: [{ points: f.points, line: true, band: true, dots: f.points.length < 12 }] });
+      const states = f.points.filter((p) => !p.result), claims = f.points.filter((p) => p.result);
+      draw(made.querySelector("svg"), { small: true, series: [
+        { points: states, line: true, band: true, dots: states.length < 12 }, { points: claims, band: true, dots: true },
+      ] });
     });
   }
 
   function search() {
     by("search").hidden = !told.trials.length;
     if (!told.trials.length) return;
-    const points = told.trials.map((t, n) => ({ x: n + 1, y: t.step, title: `${t.part}, trial ${t.trial}` }));
-    draw(by("chart-step"), { log: true, xLabel: "trial", yLabel: "share of the box", series: [{ points, dots: true, line: true }] });
+    const searches = new Map();
+    told.trials.forEach((t, n) => {
+      if (!searches.has(t.part)) searches.set(t.part, []);
+      searches.get(t.part).push({ x: n + 1, y: t.step, title: `${t.part}, trial ${t.trial}` });
+    });
+    const series = [...searches.values()].map((points) => ({ points, dots: true, line: true }));
+    draw(by("chart-step"), { log: true, xLabel: "trial, one search after the other", yLabel: "share of the box", series });
     const first = told.trials.find((t) => t.lens);
     const names = first ? first.lens.map(([, label, unit]) => `${label}${unit ? ` (${unit})` : ""}`) : [];
     const head = element("tr");
