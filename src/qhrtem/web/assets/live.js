@@ -2,15 +2,15 @@
 (() => {
   const { draw, clock, number, withSigma } = window.charts;
   const STAGES = ["calibrate", "imaging", "lens", "positions", "counts", "surfaces", "joint"];
-  const REDRAW_MS = 700;
+  const REDRAW_MS = 1000;
   const TRACE_LEAST = 2; // states from which on the traces show the whole field
   const by = (id) => document.getElementById(id);
   const token = document.querySelector("meta[name=qhrtem-token]").content;
 
-  let told;
+  let told, forgotten = 0;
   let status = null, statusAt = 0, connected = true;
   function forget() {
-    told = { steps: [], trials: [], parts: [], sessions: [], stopped: null, finished: null, safe: 0 };
+    told = { steps: [], trials: [], parts: [], sessions: [], stopped: null, finished: null, safe: 0, number: forgotten++ };
   }
   forget();
 
@@ -319,6 +319,23 @@
     }
   });
 
+  // Each section with what it is drawn from: it is drawn again only when that has changed.
+  const ends = () => Boolean(told.finished);
+  const SECTIONS = [
+    [headline, null], [progress, null], [numbers, () => [told.steps.length, told.parts.length, told.trials.length]],
+    [match, null], [misfit, () => [told.steps.length]], [traces, () => [told.parts.length, told.trials.length, ends()]],
+    [search, () => [told.trials.length]], [rules, () => [told.parts.length]], [history, () => [told.steps.length]],
+    [sessions, () => [told.sessions.length, told.stopped]], [control, null],
+  ];
+  let drawnFrom = new Map();
+  function drawChanged() {
+    for (const [section, from] of SECTIONS) {
+      const key = from ? JSON.stringify([told.number, ...from()]) : null;
+      if (key === null || drawnFrom.get(section) !== key) section();
+      drawnFrom.set(section, key);
+    }
+  }
+
   let waiting = false, drawnAt = 0;
   function redraw() {
     if (waiting) return;
@@ -328,7 +345,7 @@
       waiting = false;
       drawnAt = Date.now();
       by("lost").hidden = connected;
-      for (const part of [headline, progress, numbers, match, misfit, traces, search, rules, history, sessions, control]) part();
+      drawChanged();
     }), Math.max(0, REDRAW_MS - (Date.now() - drawnAt)));
   }
 
@@ -340,6 +357,6 @@
     redraw();
   });
   setInterval(() => { if (status && !document.hidden) requestAnimationFrame(progress); }, 1000);
-  window.addEventListener("resize", redraw);
+  window.addEventListener("resize", () => { drawnFrom = new Map(); redraw(); });
   redraw();
 })();
