@@ -132,7 +132,7 @@ class Bench:
             return "the journal does not end with the end"
         if records[-1]["result"] != reference:
             return "another result"
-        for kind, keys in (("part", ("part",)), ("tell", ("part", "trial")), ("note", ("part", "trial"))):
+        for kind, keys in (("part", ("part",)), ("tell", ("part", "trial"))):
             told = Counter(tuple(r[k] for k in keys) for r in records if r["event"] == kind)
             doubled = [k for k, n in told.items() if n > 1]
             if doubled:

@@ -81,7 +81,6 @@ class Scripted:
 
             values = memory.trial("search", number, vector, objective)
             value = float(values["value"]) + float(values["slope"].sum())
-            memory.note("search", number, {"chi2": value})
             vector = np.tanh(vector * value + rng.normal(size=4))
             log("imaging", value)
         return [(value, np.eye(2) + 1e-3 * vector.reshape(2, 2))]

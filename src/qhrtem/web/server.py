@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -88,6 +89,7 @@ def serve(folder: RunFolder, host: str, port: int, announce: Callable[[str, str,
     announce(f"{address}?token={access.token}" if access.guarded else address, access.token, access.guarded)
     if hasattr(os, "nice"):
         os.nice(BACKGROUND)
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # a tab that was closed is no news
     try:
         server_of(live, access).run(sockets=[listening])
     finally:
