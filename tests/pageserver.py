@@ -42,8 +42,8 @@ class Served:
     port: int
     access: Access
     folder: RunFolder
-    journal: Journal
-    store: Store
+    journal: Journal | None
+    store: Store | None
 
     def ask(self, path: str, method: str = "GET", host: str | None = None, **headers: str) -> Answer:
         """Send a request whose path goes out as it is written."""
@@ -94,7 +94,7 @@ class Served:
 
 @contextmanager
 def serving(
-    folder: RunFolder, journal: Journal, store: Store, access: Access | None = None
+    folder: RunFolder, journal: Journal | None, store: Store | None, access: Access | None = None
 ) -> Iterator[Served]:
     access = access or Access("127.0.0.1")
     listening = listen("127.0.0.1", 0)

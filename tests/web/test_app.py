@@ -17,7 +17,7 @@ pytest.importorskip("starlette", reason="the live page needs starlette and uvico
 from liverun import COLS, ROWS, begin, history, images, part, step, under_way
 from pageserver import HOSTILE, Served, serving
 from qhrtem.report.page import _hash, _template
-from qhrtem.web.app import report_policy
+from qhrtem.web.app import STREAMS_MOST, report_policy
 from twins import make_twin
 
 
@@ -239,6 +239,27 @@ def test_a_finished_run_shows_its_result(tmp_path: Path) -> None:
         name = [m for m in messages if m.get("picture")][0]["picture"]
         assert page.ask(f"/image/{name}/measured.png").status == 404
         assert page.ask("/stop", "POST", **page.own()).status == 409
+
+
+def test_a_child_tells_the_steps_that_it_has_from_its_parent(tmp_path: Path) -> None:
+    folder, journal, store = begin(tmp_path / "child")
+    part(store, "counts 0", 1, 1.2, 17.0, "inherited")
+    step(journal, "counts", 1.1, 18.0, "its own", 0.6)
+    part(store, "counts 1", 2, 1.1, 18.0, "its own")
+    with serving(folder, journal, store) as page:
+        steps = [m for m in everything(page) if m.get("kind") == "step"]
+    assert [(s["note"], s["seconds"], s["done"]) for s in steps] == [
+        ("inherited", 17.0, 0.5),
+        ("its own", 18.0, 0.6),
+    ]
+    journal.close()
+
+
+def test_pages_that_come_and_go_leave_no_streams_behind(shared: Served) -> None:
+    for _ in range(STREAMS_MOST + 20):
+        with shared.events() as following:
+            following()
+    assert everything(shared)
 
 
 def test_a_damaged_journal_is_shown_as_far_as_it_is_sound(tmp_path: Path) -> None:

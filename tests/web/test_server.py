@@ -19,8 +19,10 @@ from typer.testing import CliRunner
 pytest.importorskip("starlette", reason="the live page needs starlette and uvicorn")
 
 from liverun import begin, history, step, under_way
+from pageserver import serving
 from qhrtem.cli import app
 from qhrtem.errors import PlanError, ResourceError
+from qhrtem.run.folder import RunFolder
 from qhrtem.run.journal import Journal, read_journal
 from qhrtem.web import server
 
@@ -92,6 +94,31 @@ def test_a_killed_page_leaves_the_run_its_lock_and_its_files(tmp_path: Path) -> 
         store.trial("imaging 1", 0, [0.0], lambda v: {"value": 1.0})  # type: ignore[arg-type, dict-item]
     with Journal(folder.journal):
         pass
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="only Linux says who holds a lock")
+def test_the_page_stops_a_fit_that_then_goes_on_to_the_same_result(tmp_path: Path) -> None:
+    from faults.bench import Bench, result_of
+
+    (tmp_path / "bench").mkdir()
+    bench = Bench(tmp_path / "bench")
+    run = bench.folder / "run"
+    assert bench.fit(run).code == 0
+    reference = result_of(run)
+    bench.notes.unlink()
+    child = bench.start("fit", str(bench.plan), "--out", str(run), "--force", pause=0.3)
+    while not (bench.notes.is_file() and "trial 2" in bench.notes.read_text()):
+        time.sleep(0.05)
+    folder = RunFolder(run)
+    with serving(folder, None, None) as page:
+        time.sleep(1.5)  # by then it has seen who is at work
+        answer = page.ask("/stop", "POST", **page.own())
+        assert answer.status == 200 and str(child) in answer.text
+        assert bench.wait(child).code == 75
+    assert read_journal(folder.journal)[-1]["event"] == "stopped"
+    assert bench.go_on(run).code == 0
+    assert bench.fault(run, reference, 1) == ""
 
 
 def test_the_run_may_be_resumed_while_it_is_looked_at(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ class Account:
     chi2: float | None = None  # of the last step
     seconds: float = 0.0  # of the run at that step
     begun: str = ""  # what tells this journal from any other
+    steps: int = 0  # since the last part
 
     def messages(self, record: Record) -> Iterator[Record]:
         """Take a record in and return what a page is told of it."""
@@ -35,15 +36,26 @@ class Account:
         elif event == "step":
             self.chi2 = record.get("chi2")
             self.seconds = float(record.get("seconds") or 0.0)
+            self.steps += 1
             yield {"kind": "step", **_only(record, STEP)}
         elif event == "note":
             yield {"kind": "trial", "seconds": self.seconds, **_only(record, TRIAL)}
         elif event == "part":
+            if not self.steps:  # a child has the parts of its parent, and their steps in them
+                yield from self._steps(record)
+            self.steps = 0
             yield self._part(record)
         elif event == "stopped":
             yield {"kind": "stopped", "reason": str(record.get("reason", ""))}
         elif event == "finished":
             yield {"kind": "finished", "passed": bool(record.get("passed")), "picture": FINAL}
+
+    def _steps(self, record: Record) -> Iterator[Record]:
+        """Return the steps that a part holds as messages."""
+        for stage, iteration, chi2, seconds, note, done in record.get("facts", {}).get("steps") or []:
+            self.chi2, self.seconds = chi2, float(seconds or 0.0)
+            values = (stage, iteration, chi2, seconds, note, done)
+            yield {"kind": "step", **dict(zip(STEP, values, strict=True))}
 
     def _part(self, record: Record) -> Record:
         facts, arrays = record.get("facts", {}), record.get("arrays", {})

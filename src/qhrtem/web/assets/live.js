@@ -66,7 +66,7 @@
     const where = step ? step.stage : "";
     const words = {
       connecting: ["Connecting", ""],
-      empty: ["Waiting for the first record", "A run was begun here and has not written anything yet."],
+      empty: ["No run here at the moment", "None has begun yet, or one failed and was removed; the terminal it ran in says why."],
       running: [where ? `Running: ${where}` : "Running", step && step.note ? step.note : ""],
       stopped: ["Stopped, can be resumed", told.stopped ? told.stopped.reason : ""],
       "broken off": ["Broken off, can be resumed", "The run ended without saying why: it was killed, lost its power, or was stopped inside a long calculation. What was finished is on the disk."],
