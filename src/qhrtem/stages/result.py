@@ -343,14 +343,11 @@ def _atoms(state: State, start: Start, keep: NDArray[np.int64], sigma: Floats) -
 
 
 def exit_focus(state: State, start: Start, keep: NDArray[np.int64]) -> float:
-    """Return what C1 (Å) gains when it is quoted from the exit plane of the specimen, as users expect.
-
-    It is fitted from a fixed plane of the box.
-    """
+    """Return C1 (Å) from the exit plane of the specimen, as users expect; fitted from a plane of the box."""
     columns = state.columns
     deepest = columns.slice_of(columns.site_depth(keep, columns.last[keep])).max()
     exit_z = columns.projection.origin + (deepest + 0.5) * columns.projection.plane
-    return float(start.field.reference_z - exit_z)
+    return float(state.microscope["c1"] + start.field.reference_z - exit_z)
 
 
 def _estimates(
@@ -367,7 +364,7 @@ def _estimates(
             continue
         note, value = "", m.values[i]
         if p.name == "c1":
-            value = value + exit_focus(state, start, keep)
+            value = exit_focus(state, start, keep)
             note = ("overfocus" if value > 0 else "underfocus") + ", exit plane"
         elif p.name == "absorption":
             note = "effective, the rest returns as diffuse intensity"

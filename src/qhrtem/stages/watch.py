@@ -38,7 +38,7 @@ class View:
         keep = claimed(state.columns, self.start)
         lens = state.microscope.values.copy()
         if len(keep):
-            lens[INDEX["c1"]] += exit_focus(state, self.start, keep)
+            lens[INDEX["c1"]] = exit_focus(state, self.start, keep)
         free = [i for i in state.microscope.free() if PARAMETERS[i].name not in HIDDEN]
         sigma = np.full(len(lens), np.nan) if reached.lens_sigma is None else reached.lens_sigma
         facts = {
