@@ -1,4 +1,4 @@
-"""The command line: `qhrtem fit`, `demo`, `resume`, `inspect`, `simulate`, `report`, `doctor`.
+"""The command line: `qhrtem fit`, `demo`, `resume`, `inspect`, `simulate`, `report`, `serve`, `doctor`.
 
 Commands import what they need when they run, so that help comes at once. Every expected failure ends with one
 red line on standard error and the exit code of its kind; see `qhrtem.errors`.
@@ -212,6 +212,21 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a finished run.")
     write_pages(twin, folder.path)
     Console().print(f"{folder.path / 'report.html'}", soft_wrap=True, highlight=False)
     require_passed(twin, folder.path)
+
+
+@app.command()
+@explained
+def serve(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, also of one under way.")],
+    port: Annotated[int, typer.Option(help="Port; 0 takes any that is free.", min=0, max=65535)] = 8765,
+    host: Annotated[
+        str, typer.Option(help="Address of this machine; any but its own loopback needs the printed token.")
+    ] = "127.0.0.1",
+) -> None:
+    """Show a run in a browser while it goes on; nothing of it is changed."""
+    from qhrtem.commands.serve import serve_run
+
+    serve_run(run, host, port)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from qhrtem.run.journal import Journal
+from qhrtem.run.journal import Journal, read_journal
 from qhrtem.run.store import CheckpointWarning, Store
 from qhrtem.stages.checkpoint import Snapshot
 
@@ -132,3 +132,13 @@ def test_a_trial_asked_for_but_not_told_is_evaluated_again(tmp_path):
         assert store.trial("imaging 0", 0, np.ones(2), lambda v: {"value": np.array(5.0)}) == {"value": 5.0}
         events = [r["event"] for r in store._journal.records]
     assert events == ["ask"]
+
+
+def test_a_note_is_written_once_and_read_by_nobody(tmp_path):
+    for _ in range(2):
+        with Opened(tmp_path) as store:
+            store.note("imaging 0", 3, {"chi2": 1.5})
+            store.note("imaging 1", 3, {"chi2": 2.5})
+            assert store.finished == [] and store.recall("imaging 0") is None
+    notes = [r for r in read_journal(tmp_path / "journal.jsonl") if r["event"] == "note"]
+    assert notes == [{"event": "note", "part": f"imaging {n}", "trial": 3, "chi2": 1.5 + n} for n in range(2)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,7 +12,7 @@ from crystals import projection
 from qhrtem.calibrate.lattice import Lattice
 from qhrtem.errors import QualityError
 from qhrtem.model.micrograph import Micrograph
-from qhrtem.model.microscope import INDEX, Microscope, nominal
+from qhrtem.model.microscope import INDEX, PARAMETERS, Microscope, nominal
 from qhrtem.stages.imaging import (
     SEARCHED,
     CellAverages,
@@ -154,7 +157,21 @@ def test_search_space_is_centred_on_the_scan() -> None:
 
 def test_search_recovers_the_lens(averages: CellAverages) -> None:
     reports: list[tuple[int, float]] = []
-    found = search(match_for(averages, 1), prior(), 0, 8, lambda n, best: reports.append((n, best)))
+    seen: list[tuple[int, dict[str, Any]]] = []
+    found = search(
+        match_for(averages, 1),
+        prior(),
+        0,
+        8,
+        lambda n, best: reports.append((n, best)),
+        watch=lambda n, facts: seen.append((n, json.loads(json.dumps(facts, allow_nan=False)))),
+    )
+    assert len({n for n, _ in seen}) == len(seen) > 0
+    last = seen[-1][1]
+    assert [row[0] for row in last["lens"]] == [PARAMETERS[INDEX[n]].key for n in SEARCHED]
+    assert 0 < last["step"] <= 1 and last["chi2"] > 0 and last["origin"] == "refined"
+    assert all(0 < row[4] < 10 * PARAMETERS[INDEX[n]].sigma * PARAMETERS[INDEX[n]].factor
+               for n, row in zip(SEARCHED, last["lens"], strict=True))  # fmt: skip
     assert reports and found.misfit <= reports[-1][1] * 1.001
     assert found.misfit < 0.01
     assert found.microscope["c1"] == pytest.approx(62.0, abs=4.0)

@@ -156,3 +156,20 @@ def nominal(energy: float) -> Microscope:
     """Return a microscope at the prior means of `PARAMETERS`; energy in eV."""
     mean = np.array([p.mean for p in PARAMETERS])
     return Microscope(energy, mean.copy(), mean, np.array([p.sigma for p in PARAMETERS]))
+
+
+def watched_rows(
+    index: list[int], values: NDArray[np.float64], sigma: NDArray[np.float64]
+) -> list[list[str | float | None]]:
+    """Return [key, label, unit, value, standard deviation] of imaging parameters, as users write them.
+
+    index: (P,) into PARAMETERS; values, sigma: (P,) Å or rad. JSON values; None for what is not known.
+    """
+    rows: list[list[str | float | None]] = []
+    for i, value, sd in zip(index, values, sigma, strict=True):
+        p = PARAMETERS[i]
+        numbers = (float(v) * p.factor for v in (value, sd))
+        rows.append(
+            [p.key, p.label, p.unit, *(float(f"{v:.7g}") if np.isfinite(v) else None for v in numbers)]
+        )
+    return rows

@@ -123,7 +123,7 @@ def _scan(path: Path) -> _Content:
     start = 0
     while start < len(data):
         end = data.find(b"\n", start)
-        record = _parse(data[start:end], len(records)) if end >= 0 else None
+        record = parse_line(data[start:end], len(records)) if end >= 0 else None
         if record is None:
             if end >= 0 and end + 1 < len(data):
                 raise InputError(
@@ -136,7 +136,8 @@ def _scan(path: Path) -> _Content:
     return _Content(records, start, False)
 
 
-def _parse(line: bytes, number: int) -> dict[str, Any] | None:
+def parse_line(line: bytes, number: int) -> dict[str, Any] | None:
+    """Return the record of a line, its end left off, None where it is damaged or not of this number."""
     match = _LINE.fullmatch(line)
     if match is None or int(match[1]) != number or match[2] != _crc(number, match[3]):
         return None

@@ -56,6 +56,7 @@ class Session:
             "chi2": float(step.chi2) if math.isfinite(step.chi2) else None,
             "seconds": round(float(step.seconds), 3),
             "note": step.note,
+            "done": round(float(step.done), 4) if math.isfinite(step.done) else None,
         }
         # What counts is in the checkpoints; a step tells of them and need not be waited for.
         self.journal.append(record, sync=False)
@@ -186,7 +187,7 @@ def fork(path: Path, child: Path, force: bool = False) -> tuple[Session, list[st
                 shutil.copytree(parent.checkpoints, folder.checkpoints, dirs_exist_ok=True)
                 durable.sync_tree(folder.checkpoints)
             for record in records:
-                if record.get("event") in ("part", "ask", "tell"):
+                if record.get("event") in ("part", "ask", "tell", "note"):
                     session.journal.append(record)
                     session.journal.records.append(record)
             session.store = Store(folder.checkpoints, session.journal)

@@ -47,6 +47,7 @@ class Store:
         self._records: dict[str, dict[str, Any]] = {}  # by part, in the order they were finished
         self._asked: dict[tuple[str, int], list[float]] = {}
         self._told: dict[tuple[str, int], dict[str, float | str]] = {}
+        self._noted: set[tuple[str, int]] = set()
         for record in journal.records:
             self._learn(record)
         self.damaged = {n for n, r in self._records.items() if not self._sound(n, r)}
@@ -114,6 +115,13 @@ class Store:
         self._learn(tell)
         return values
 
+    def note(self, part: str, number: int, facts: dict[str, Any]) -> None:
+        """Put what those who watch want to know of a trial into the journal, once."""
+        if (part, number) not in self._noted:
+            record = {"event": "note", "part": part, "trial": number, **facts}
+            self._journal.append(record, sync=False)
+            self._learn(record)
+
     def _packed(self, array: Floats) -> float | str:
         """Return a number as itself (or its name, if it is not finite), an array as its digest."""
         if array.ndim:
@@ -140,6 +148,8 @@ class Store:
             self._told.pop(key, None)
         elif event == "tell":
             self._told[record["part"], record["trial"]] = record["values"]
+        elif event == "note":
+            self._noted.add((record["part"], record["trial"]))
 
     def _sound(self, name: str, record: dict[str, Any]) -> bool:
         for array in record["arrays"].values():

@@ -56,6 +56,10 @@ class Memory(Protocol):
         """Return what a trial of a part gave: as remembered, or by `evaluate`, then kept."""
         ...
 
+    def note(self, part: str, number: int, facts: dict[str, Any]) -> None:
+        """Tell those who watch about a trial, in JSON values; nothing is ever computed from it."""
+        ...
+
 
 class Forgetful:
     """A memory for fits that nobody will resume."""
@@ -70,6 +74,9 @@ class Forgetful:
     def trial(self, part: str, number: int, vector: Floats, evaluate: Callable[[Floats], Values]) -> Values:
         """Return what `evaluate` gives."""
         return evaluate(vector)
+
+    def note(self, part: str, number: int, facts: dict[str, Any]) -> None:
+        """Do nothing."""
 
 
 @dataclass
@@ -215,6 +222,8 @@ class Reached:
     state: State
     number: float = 0.0  # cost or gain, units of χ²
     undecided: tuple[int, ...] = ()  # columns whose counts a next round should look at
+    # (P,) one standard deviation of the imaging parameters, Å or rad, nan where none is known; to look at
+    lens_sigma: Floats | None = None
 
 
 @dataclass
@@ -224,6 +233,7 @@ class ReachedForm:
     projection: Projection
     rejected: dict[str, int] = field(default_factory=dict)  # candidates refused, by rule
     generator: np.random.Generator | None = None  # of the thermal displacements
+    view: Callable[[Reached], Snapshot] | None = None  # what those who watch are shown; never loaded
 
     def save(self, value: Reached) -> Snapshot:
         """Return the snapshot of a state with the counters and the generator as they are now."""
@@ -238,6 +248,9 @@ class ReachedForm:
             arrays["diffuse"] = diffuse.cpu().numpy()
         else:
             facts["diffuse"] = float(diffuse)
+        if self.view is not None:
+            shown = self.view(value)
+            facts["view"], arrays = shown.facts, {**arrays, **shown.arrays}
         return Snapshot(facts, arrays)
 
     def load(self, snapshot: Snapshot) -> Reached:

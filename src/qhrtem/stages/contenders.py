@@ -25,6 +25,7 @@ from qhrtem.stages.structure import (
 )
 from qhrtem.stages.surfaces import outline_round
 from qhrtem.stages.thickness import HOPELESS
+from qhrtem.stages.watch import View, lens_sigma
 
 SHIFT = ("shift_x", "shift_y")
 BORDER_A = 1.5  # rim of the image left out of the misfit: columns beyond the image disturb it
@@ -43,7 +44,8 @@ def choose(
         model = ForwardModel(start.field, start.microscope.energy)
         bench = Bench(model, make_misfit(micrograph, start.field, border), os.cpu_count() or 1)
         job = partial(first_lens, bench, start, parts.log)
-        first = parts(f"{prefix}lens {place}", job, ReachedForm(start.columns.projection))
+        form = ReachedForm(start.columns.projection, view=View(bench, start))
+        first = parts(f"{prefix}lens {place}", job, form)
         name = f"{prefix}({place + 1}) " if place else prefix
         every.append(Contender(bench, first.state, start, first.number, name, place))
     every.sort(key=lambda c: c.cost)
@@ -73,4 +75,4 @@ def first_lens(bench: Bench, start: Start, log: Log) -> Reached:
     state, changed = outline_round(bench, state, free_lens(state, EARLY), [], eligible(start), neighbours)
     log("surfaces", bench.chi2(state), f"{changed} rim columns changed")
     refined = refine(bench, state, free, [], 2, report=note)
-    return Reached(refined.state, refined.cost)
+    return Reached(refined.state, refined.cost, lens_sigma=lens_sigma(free, refined.lens_sigma()))

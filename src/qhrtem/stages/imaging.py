@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +24,10 @@ from qhrtem.calibrate.area import unusable_area
 from qhrtem.calibrate.lattice import Lattice, amplitudes
 from qhrtem.errors import QualityError
 from qhrtem.model.micrograph import Micrograph
-from qhrtem.model.microscope import INDEX, PARAMETERS, Microscope
+from qhrtem.model.microscope import INDEX, PARAMETERS, Microscope, watched_rows
 from qhrtem.optimise.least_squares import levenberg_marquardt
 from qhrtem.optimise.methods import make
+from qhrtem.optimise.protocol import Observation, Trial
 from qhrtem.optimise.space import Parameter, SearchSpace
 from qhrtem.specimen.crystal import Projection
 from qhrtem.stages.cell import RepeatedCell
@@ -289,12 +291,13 @@ def search(
     budget: int,
     report: Callable[[int, float], None] = lambda trials, best: None,
     evaluate: Evaluate = lambda number, vector, objective: objective(vector),
+    watch: Callable[[int, dict[str, Any]], None] = lambda number, facts: None,
 ) -> Hypothesis:
     """Return the best lens of one orientation: focus scan, the optimiser `OPTIMISER`, least squares.
 
     The objective is χ² of the cell averages plus the prior, with derivatives where the optimiser wants them;
     budget: evaluations, a Jacobian counting as `JACOBIAN_TRIALS`. evaluate: gives the values of a numbered
-    trial by name, by the objective or from memory.
+    trial by name, by the objective or from memory. watch: told the number of each trial and what came of it.
     """
 
     def objective(vector: Floats) -> Values:
@@ -319,14 +322,18 @@ def search(
         if not asked:
             break
         for trial in asked:
+            before = optimiser.best
             if trial.wants != "jacobian":
-                optimiser.tell(trial.id, float(evaluate(trial.id, trial.vector, objective)["value"]))
+                value, jacobian = float(evaluate(trial.id, trial.vector, objective)["value"]), None
+                optimiser.tell(trial.id, value)
                 trials += 1
-                continue
-            values = evaluate(trial.id, trial.vector, derivatives)
-            residual, jacobian = values["residual"], values["jacobian"]
-            optimiser.tell(trial.id, float(residual @ residual), residual=residual, jacobian=jacobian)
-            trials += JACOBIAN_TRIALS
+            else:
+                values = evaluate(trial.id, trial.vector, derivatives)
+                residual, jacobian = values["residual"], values["jacobian"]
+                value = float(residual @ residual)
+                optimiser.tell(trial.id, value, residual=residual, jacobian=jacobian)
+                trials += JACOBIAN_TRIALS
+            watch(trial.id, _seen(space, trial, before, value, jacobian))
         best = optimiser.best
         assert best is not None
         report(trials, match.best(with_searched(microscope, best.vector))[0])
@@ -336,6 +343,29 @@ def search(
     final = with_searched(microscope, vector)
     misfit, origin, thickness = match.best(final)
     return Hypothesis(match.frame, final, origin, thickness, misfit)
+
+
+def _seen(
+    space: SearchSpace, trial: Trial, before: Observation | None, value: float, jacobian: Floats | None
+) -> dict[str, Any]:
+    """Return what there is to see of a trial: χ², how far it lies from the best before it, its parameters.
+
+    The distance is the share of the search box by which the parameter that moves most has moved. The standard
+    deviations are those of the quadratic model there, prior included, where there is a Jacobian (m, d).
+    """
+    step = None
+    if before is not None:
+        apart = np.abs(space.to_unit(trial.vector) - space.to_unit(before.vector))
+        step = round(float(apart.max()), 6)
+    sigma = np.full(len(SEARCHED), np.nan)
+    if jacobian is not None:
+        try:
+            sigma = np.sqrt(np.diag(np.linalg.inv(jacobian.T @ jacobian)))
+        except np.linalg.LinAlgError:
+            pass  # flat in some direction: nothing is known of it
+    rows = watched_rows([INDEX[n] for n in SEARCHED], trial.vector, sigma)
+    finite = value if np.isfinite(value) else None
+    return {"chi2": finite, "step": step, "origin": trial.origin, "lens": rows}
 
 
 def cell_residual(

@@ -35,6 +35,16 @@ class Refined:
     column_error: float = 1.0  # model error as it varies between columns, factor on variances
     common_error: float = 1.0  # and as all columns have it in common: on what the imaging parameters share
 
+    def lens_sigma(self) -> Floats:
+        """Return one standard deviation (P,) of the refined imaging parameters, in their steps.
+
+        While the column ends are as they are, and without model error; nan where the image does not tell.
+        """
+        try:
+            return np.asarray(np.sqrt(np.diag(Factor(self.precision).corner)))
+        except np.linalg.LinAlgError:
+            return np.full(len(self.quadratic.imaging), np.nan)
+
     @cached_property
     def covariance(self) -> Floats:
         """Covariance (P+T, P+T) of the continuous unknowns, in the units of the quadratic model.

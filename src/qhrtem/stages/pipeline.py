@@ -140,6 +140,7 @@ def imaging(
             TRIALS,
             lambda n, best: log("imaging", best, f"trial {n}"),
             partial(parts.memory.trial, name),
+            partial(parts.memory.note, name),
         )
         found.append((parts(name, job, HypothesisForm()), match))
 

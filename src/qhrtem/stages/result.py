@@ -191,6 +191,14 @@ def _atoms(state: State, start: Start, keep: NDArray[np.int64], tilt: Floats, si
     )
 
 
+def exit_focus(state: State, start: Start, keep: NDArray[np.int64]) -> float:
+    """Return C1 (Å) from the exit plane of the specimen, as users expect; fitted from a plane of the box."""
+    columns = state.columns
+    deepest = columns.slice_of(columns.site_depth(keep, columns.last[keep])).max()
+    exit_z = columns.projection.origin + (deepest + 0.5) * columns.projection.plane
+    return float(state.microscope["c1"] + start.field.reference_z - exit_z)
+
+
 def _estimates(
     state: State, start: Start, assessed: Assessed, keep: NDArray[np.int64]
 ) -> tuple[Estimate, ...]:
@@ -204,11 +212,7 @@ def _estimates(
             continue
         note, value = "", m.values[i]
         if p.name == "c1":
-            # Fitted from a fixed plane of the box; users expect it from the exit plane of the specimen.
-            columns = state.columns
-            deepest = columns.slice_of(columns.site_depth(keep, columns.last[keep])).max()
-            exit_z = columns.projection.origin + (deepest + 0.5) * columns.projection.plane
-            value = value + start.field.reference_z - exit_z
+            value = exit_focus(state, start, keep)
             note = ("overfocus" if value > 0 else "underfocus") + ", exit plane"
         elif p.name == "absorption":
             note = "effective, the rest returns as diffuse intensity"

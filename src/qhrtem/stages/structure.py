@@ -24,6 +24,7 @@ from qhrtem.stages.objective import Bench, State, white_noise
 from qhrtem.stages.start import Start
 from qhrtem.stages.surfaces import outline_round
 from qhrtem.stages.thickness import Rival, basin_cost, other_thicknesses
+from qhrtem.stages.watch import View, lens_sigma
 
 Floats = NDArray[np.float64]
 
@@ -75,7 +76,8 @@ class Rounds:
         self.energy = SurfaceEnergy(Neighbours.within(columns, terrace_radius(columns.projection)))
         self.rejected: dict[str, int] = {}
         self.generator = np.random.default_rng([self.seed, 1])
-        self.form = ReachedForm(columns.projection, self.rejected, self.generator)
+        view = View(self.bench, self.start)
+        self.form = ReachedForm(columns.projection, self.rejected, self.generator, view)
         self.eligible = eligible(self.start)
 
     def part(self, name: str, make: partial[Reached]) -> Reached:
@@ -110,9 +112,10 @@ class Rounds:
 
     def positions(self, state: State) -> Reached:
         """Free all positions under the lens of the first rounds."""
-        state = refine(self.bench, state, free_lens(state, EARLY), state.occupied(), 1).state
-        self.log("positions", self.bench.chi2(state))
-        return Reached(state)
+        lens = free_lens(state, EARLY)
+        refined = refine(self.bench, state, lens, state.occupied(), 1)
+        self.log("positions", self.bench.chi2(refined.state))
+        return Reached(refined.state, lens_sigma=lens_sigma(lens, refined.lens_sigma()))
 
     def counts(self, state: State, lens: list[int], moving: list[int], surface: SurfaceEnergy) -> Reached:
         """One round of count moves."""
@@ -121,7 +124,8 @@ class Rounds:
             self.bench, state, lens, every, moving, surface, self.support, self.rejected, collective=True
         )
         self.log("counts", self.bench.chi2(done.state), f"{done.changed} columns changed")
-        return Reached(done.state, done.gain, tuple(sorted(done.undecided)))
+        sigma = lens_sigma(lens, np.sqrt(np.diag(done.model.answer)))
+        return Reached(done.state, done.gain, tuple(sorted(done.undecided)), sigma)
 
     def outline(self, state: State, lens: list[int]) -> Reached:
         """Let columns of the rim appear and vanish."""

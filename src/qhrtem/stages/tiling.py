@@ -43,6 +43,7 @@ from qhrtem.stages.structure import (
 )
 from qhrtem.stages.surfaces import outline_round
 from qhrtem.stages.thickness import Rival
+from qhrtem.stages.watch import View
 
 Floats = NDArray[np.float64]
 MOST_COLUMNS = 2500  # lattice sites of a field that is fitted in one piece; more are cut into tiles
@@ -229,7 +230,8 @@ def _contender(piece: Piece, parts: Parts) -> Contender:
         parts.log("surfaces", bench.chi2(state), f"{changed} rim columns changed")
         return Reached(state)
 
-    first = parts(f"{name}lens", begin, ReachedForm(start.columns.projection))
+    form = ReachedForm(start.columns.projection, view=View(bench, start))
+    first = parts(f"{name}lens", begin, form)
     return Contender(bench, first.state, start, first.number, name)
 
 
