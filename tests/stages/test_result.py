@@ -222,3 +222,17 @@ def test_bent_debye_waller_factors_are_refused_and_a_strained_lens_is_named(isla
     assert not gate(bent) and gate(judged(b_scale=0.5))
     strained = judged(c1=1.0e3)
     assert any("Far from what was expected: C1" in n for n in strained.notes)
+
+
+def test_several_bent_parameters_at_once_are_refused_one_is_not(island: Slab) -> None:
+    """A plan may state one of them wrongly; only a wrong structure bends several."""
+
+    def bent(**away: float) -> bool:
+        values = {n: PARAMETERS[INDEX[n]].mean + z * PARAMETERS[INDEX[n]].sigma for n, z in away.items()}
+        free = [*FREE, *(INDEX[n] for n in ("c3", "b_scale"))]
+        twin = twin_of(replace(island, microscope=island.microscope.with_values(**values)), free=free)
+        return not next(g for g in twin.gates if g.name.startswith("imaging parameters far")).passed
+
+    assert not bent()
+    assert not bent(c3=7.0)
+    assert bent(c3=7.0, b_scale=6.0)

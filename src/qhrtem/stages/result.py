@@ -28,6 +28,8 @@ Ints = NDArray[np.int64]
 MOST_B_RATIO = 2.5  # between fitted Debye–Waller factors and those of the CIF
 MOST_RESIDUAL = 12.0  # variance of the residual on the scale of a column, over that of fitted noise
 MOST_FEATURES = 0.15  # share of the crystal
+BENT, MOST_BENT = 4.0, 1.0  # prior standard deviations, and parameters beyond them before a refusal
+STEADY = ("c3", "s3_x", "s3_y", "a3_x", "a3_y", "focal_spread", "b_scale")  # what an instrument keeps
 STRAINED = 5.0  # prior standard deviations of an imaging parameter that are worth a note
 
 
@@ -66,7 +68,11 @@ def make_twin(
         thickness_A=float(table.bottom_A.max() - table.top_A.min()),
         chi2_crystal=chi2,
         chi2_vacuum=vacuum,
-        gates=(*_gates(match, chi2, state, keep), *_residual_gates(assessed.own, share)),
+        gates=(
+            *_gates(match, chi2, state, keep),
+            *_residual_gates(assessed.own, share),
+            _bent_gate(state, assessed.refined),
+        ),
         history=history,
         rules=assessed.rejected,
         notes=(
@@ -290,6 +296,21 @@ def _residual_gates(own: float, share: float) -> tuple[Gate, ...]:
             share <= MOST_FEATURES,
             "Share of the crystal where something else than the crystal is in the image.",
         ),
+    )
+
+
+def _bent_gate(state: State, imaging: tuple[int, ...]) -> Gate:
+    """Return the gate on how many imaging parameters left what is known of them."""
+    lens = state.microscope
+    index = [i for i in imaging if PARAMETERS[i].name in STEADY]
+    bent = int((np.abs(lens.values[index] - lens.mean[index]) > BENT * lens.sigma[index]).sum())
+    return Gate(
+        "imaging parameters far from expectation",
+        float(bent),
+        MOST_BENT,
+        bent <= MOST_BENT,
+        f"Of C3, S3, A3, focal spread and Debye-Waller factors, beyond {BENT:g} prior standard deviations. A "
+        "wrong plan bends one of them, a wrong thickness several at once.",
     )
 
 
