@@ -43,7 +43,7 @@ class Fit:
         self.outcome = outcome
         self.plan = None
 
-    def __call__(self, plan, raw, crystal, progress, memory):
+    def __call__(self, plan, raw, crystal, progress, memory, executor):
         self.plan = plan
         assert raw.counts.shape == (268, 268)
         assert crystal.species
@@ -201,7 +201,7 @@ def test_signals_end_the_process_with_their_codes(tmp_path, number, code):
 import os, signal, sys
 from types import ModuleType
 module = ModuleType("qhrtem.stages.pipeline")
-def fit_image(plan, raw, crystal, progress, memory):
+def fit_image(plan, raw, crystal, progress, memory, executor):
     os.kill(os.getpid(), {int(number)})
     while True:
         pass
@@ -383,7 +383,7 @@ def test_a_phantom_is_read_by_a_fit_of_the_same_plan(fit, tmp_path):
     run("simulate", plan, "--out", tmp_path / "phantom.tif")
     seen = []
 
-    def fit_image(plan, raw, crystal, progress, memory):
+    def fit_image(plan, raw, crystal, progress, memory, executor):
         seen.append((raw.counts.shape, raw.pixel_size_A, plan.simulate.thickness_nm))
         return make_twin(2, 3)
 

@@ -25,6 +25,7 @@ from qhrtem.terminal import print_error, print_warning
 if TYPE_CHECKING:
     from qhrtem.model.micrograph import RawImage
     from qhrtem.plan import Plan
+    from qhrtem.run.spread import Spread
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,6 +48,13 @@ Structure = Annotated[Path | None, typer.Option("--structure", help="CIF of the 
 Zone = Annotated[str | None, typer.Option("--zone", help="Zone axis, e.g. 1,1,0.")]
 HighTension = Annotated[float | None, typer.Option("--high-tension", help="kV")]
 PixelSize = Annotated[float | None, typer.Option("--pixel-size", help="Å, the file's own where left out.")]
+Workers = Annotated[
+    int, typer.Option("--workers", help="Processes on this machine that share tiles of a large field.")
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option("--scheduler", help="Address of a Dask scheduler whose workers share them, or 'local'."),
+]
 Dataset = Annotated[str | None, typer.Option(help="Which image, where the file holds several.")]
 Frame = Annotated[int | None, typer.Option(help="Which frame of a series, from 0.")]
 
@@ -87,6 +95,8 @@ def fit(
     c3: Annotated[float | None, typer.Option(help="µm, negative for negative-C3 imaging.")] = None,
     dataset: Dataset = None,
     frame: Frame = None,
+    workers: Workers = 1,
+    scheduler: Scheduler = None,
 ) -> None:
     """Fit a three-dimensional model to one image. Options override the plan."""
     asked: dict[str, dict[str, Any]] = {
@@ -102,9 +112,11 @@ def fit(
         "structure": {"path": structure, "zone_axis": _direction(zone)},
         "run": {"seed": seed, "device": device},
     }
+    plan, spread = _plan(source, asked), _spread(workers, scheduler)
+
     from qhrtem.commands.fit import fit_plan
 
-    fit_plan(_plan(source, asked), out, force)
+    fit_plan(plan, out, force, spread)
 
 
 @app.command()
@@ -129,11 +141,15 @@ def resume(
     force: Annotated[
         bool, typer.Option("--force", help="Replace the run that --fork already holds.")
     ] = False,
+    workers: Workers = 1,
+    scheduler: Scheduler = None,
 ) -> None:
     """Go on with a run that was stopped, killed or ran out of disk; the result is the same."""
+    spread = _spread(workers, scheduler)
+
     from qhrtem.commands.fit import resume_run
 
-    resume_run(run, fork, force)
+    resume_run(run, fork, force, spread)
 
 
 @app.command()
@@ -353,6 +369,15 @@ def _plan(source: Path, asked: dict[str, dict[str, Any]]) -> Plan:
         raise PlanError(f"{source}: to fit an image without a plan, give also {' and '.join(missing)}")
     given["image"]["path"] = source
     return plan_from_tables(given)
+
+
+def _spread(workers: int, scheduler: str | None) -> Spread | None:
+    """Return how tasks are spread, None for this process alone."""
+    if workers == 1 and scheduler is None:
+        return None
+    from qhrtem.run.spread import Spread
+
+    return Spread(workers, scheduler)
 
 
 def _direction(text: str | None) -> list[int] | None:

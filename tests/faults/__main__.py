@@ -22,6 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--every", type=int, help="try one in so many of the faults")
+    parser.add_argument("--workers", action="store_true", help="try only faults of workers")
     parser.add_argument("--write", type=Path)
     asked = parser.parse_args()
     begin = time.monotonic()
@@ -34,7 +35,14 @@ def main() -> int:
         assert bench.fit(run).code == 0
         reference = result_of(run)
         every = asked.every or (31 if asked.quick else 1)
-        for job in campaign(bench, run, reference, not asked.quick, every):
+        jobs = campaign(bench, run, reference, not asked.quick, every)
+        if asked.workers:
+            jobs = []
+        if not asked.quick:
+            from faults import workers
+
+            jobs += [workers.any_number, workers.killed_workers, workers.poison, workers.lost_scheduler]
+        for job in jobs:
             outcomes.append(job())
             _say(outcomes[-1])
             if asked.write:
@@ -61,7 +69,9 @@ def _table(outcomes: list[Outcome]) -> str:
         "the real machinery of `run/` and is stopped in each of these ways; then `qhrtem resume` goes on.",
         "Held means: the same result hash as without the fault, every trial and part once in the journal,",
         "at most one evaluation redone for each crash, no file left over, the stated exit code. A power cut",
-        "also takes every byte and every name that had not been synchronised.",
+        "also takes every byte and every name that had not been synchronised. Workers, local processes and",
+        "those of a Dask cluster, do 25 tiles of a simulated field; held there means the result hash of the",
+        "same tiles without workers.",
         "",
         "| fault | tried | held | |",
         "|---|---|---|---|",

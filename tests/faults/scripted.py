@@ -32,6 +32,7 @@ from qhrtem.stages.checkpoint import (
     ReachedForm,
 )
 from qhrtem.stages.objective import State
+from qhrtem.stages.tasks import Executor
 
 Floats = NDArray[np.float64]
 TRIALS, ROUNDS = 8, 4
@@ -53,6 +54,7 @@ class Scripted:
         crystal: Crystal,
         progress: Callable[[Step], None],
         memory: Memory | None = None,
+        executor: Executor | None = None,
     ) -> Twin:
         log = Log(progress)
         memory = memory or Forgetful()

@@ -142,3 +142,38 @@ def test_a_note_is_written_once_and_read_by_nobody(tmp_path):
             assert store.finished == [] and store.recall("imaging 0") is None
     notes = [r for r in read_journal(tmp_path / "journal.jsonl") if r["event"] == "note"]
     assert notes == [{"event": "note", "part": f"imaging {n}", "trial": 3, "chi2": 1.5 + n} for n in range(2)]
+
+
+def test_results_of_tasks_come_back_whatever_happens_to_parts(tmp_path):
+    with Opened(tmp_path) as store:
+        for n in range(3):
+            store.keep_result(f"key {n}", snapshot(n))
+            store.keep(f"part {n}", snapshot(n))
+        store.keep_result("key 1", snapshot(1))  # once more by a second try: nothing is written
+        assert sum(r == "result" for r in events_of(tmp_path)) == 3
+    with Opened(tmp_path) as store:
+        with pytest.warns(CheckpointWarning, match="came out otherwise"):
+            store.keep("part 0", snapshot(9))
+        assert store.result("key 3") is None
+        for n in range(3):
+            found, made = store.result(f"key {n}"), snapshot(n)
+            assert found.facts == made.facts
+            assert all(found.arrays[k].tobytes() == made.arrays[k].tobytes() for k in "ab")
+
+
+def test_a_damaged_result_is_unknown_until_it_is_kept_again(tmp_path):
+    with Opened(tmp_path) as store:
+        store.keep_result("key", snapshot(4))
+    (parcel,) = (tmp_path / "arrays").glob("*.parcel")
+    parcel.write_bytes(parcel.read_bytes()[:-3])
+    with Opened(tmp_path) as store:
+        with pytest.warns(CheckpointWarning, match="result of task key is damaged"):
+            assert store.result("key") is None
+        assert store.result("key") is None
+        store.keep_result("key", snapshot(4))
+    with Opened(tmp_path) as store:
+        assert store.result("key").arrays["b"].tobytes() == snapshot(4).arrays["b"].tobytes()
+
+
+def events_of(folder):
+    return [r["event"] for r in read_journal(folder / "journal.jsonl")]

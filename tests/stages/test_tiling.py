@@ -65,25 +65,24 @@ def test_the_image_of_a_tile_is_that_of_the_field(island: Slab, pieces: list[Pie
     """Simulated from the columns of the tile alone, within 0.2 % of vacuum where a fit compares it."""
     assert len(pieces) == 4
     for piece in pieces:
-        field, columns = piece.start.field, piece.start.columns
+        field, columns = piece.job.start.field, piece.job.start.columns
         model = ForwardModel(field, slabs.ENERGY)
         with torch.inference_mode():
             image = field.crop(model.image(columns, island.microscope)).numpy()
         rim = round(2.5 / PIXEL_A)
-        difference = (image - piece.micrograph.intensity)[rim:-rim, rim:-rim]
+        difference = (image - piece.job.micrograph.intensity)[rim:-rim, rim:-rim]
         assert np.abs(difference).max() < 2e-3
-        there = piece.start.field.to_detector(columns.anchor) + np.array(piece.tile.seen[::2])
+        there = piece.job.start.field.to_detector(columns.anchor) + np.array(piece.tile.seen[::2])
         whole = island.model.field.to_detector(island.columns.anchor[piece.index])
         assert np.allclose(there, whole)
-        assert piece.lattice.crystal.shape == piece.micrograph.intensity.shape == field.image_shape
+        assert piece.job.lattice.crystal.shape == piece.job.micrograph.intensity.shape == field.image_shape
 
 
 def test_the_first_tile_is_one_with_many_thin_columns(pieces: list[Piece]) -> None:
     thicker = []
     for n, piece in enumerate(pieces):
-        columns = piece.start.columns
+        columns = piece.job.start.columns
         last = columns.last + (0 if n == 2 else 3)
-        thicker.append(
-            replace(piece, start=replace(piece.start, columns=columns.with_ends(columns.first, last)))
-        )
+        start = replace(piece.job.start, columns=columns.with_ends(columns.first, last))
+        thicker.append(replace(piece, job=replace(piece.job, start=start)))
     assert pilot(thicker) == 2

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -22,11 +22,15 @@ if TYPE_CHECKING:
     from qhrtem.model.twin import Step, Twin
     from qhrtem.plan import Plan
     from qhrtem.run.session import Session
+    from qhrtem.run.spread import Spread
     from qhrtem.specimen.crystal import Crystal
+    from qhrtem.stages.tasks import Executor
 
 
-def fit_plan(plan: Plan, out: Path, force: bool = False) -> Twin:
+def fit_plan(plan: Plan, out: Path, force: bool = False, spread: Spread | None = None) -> Twin:
     """Fit what a plan asks for and leave a run folder; the terminal shows how it goes.
+
+    spread: over which workers, if not over this process alone.
 
     Inputs are read and the folder is checked before anything is written. A failure removes what was begun; an
     interruption, and a disk that is full, leave a run that can be resumed. Raises QualityError, after the
@@ -38,25 +42,30 @@ def fit_plan(plan: Plan, out: Path, force: bool = False) -> Twin:
     raw, crystal = _read(plan)
 
     # The numerics take seconds to import: after the inputs are known to be good, before anything is written.
+    from qhrtem.run.execution import check_spread
     from qhrtem.run.session import begin
 
     _announce(plan, raw, crystal)
+    check_spread(spread)
 
     with begin(plan, out, force) as session:
         try:
-            return _work(session, raw, crystal)
+            return _work(session, raw, crystal, spread)
         except (InputError, QualityError):
             if not session.folder.finished:
                 session.folder.discard()
             raise
 
 
-def resume_run(path: Path, child: Path | None = None, force: bool = False) -> Twin:
+def resume_run(
+    path: Path, child: Path | None = None, force: bool = False, spread: Spread | None = None
+) -> Twin:
     """Go on with an unfinished run, or with a child of it, to the same results as without the interruption.
 
     Raises PlanError where there is no such run, or where it was begun with other inputs or another program
     and `child` does not say where to go on with these. A finished run is left as it is.
     """
+    from qhrtem.run.execution import check_spread
     from qhrtem.run.session import fork, resume, settle
 
     console = Console(stderr=True)
@@ -67,6 +76,7 @@ def resume_run(path: Path, child: Path | None = None, force: bool = False) -> Tw
         print_warning(console, f"{path}: the run is finished; nothing was left to do")
         _conclude(twin, path)
         return twin
+    check_spread(spread)
     with _told(console):
         if child is None:
             session = resume(path)
@@ -77,10 +87,10 @@ def resume_run(path: Path, child: Path | None = None, force: bool = False) -> Tw
             )
     with session:
         raw, crystal = _read(session.plan)
-        return _work(session, raw, crystal)
+        return _work(session, raw, crystal, spread)
 
 
-def _work(session: Session, raw: RawImage, crystal: Crystal) -> Twin:
+def _work(session: Session, raw: RawImage, crystal: Crystal, spread: Spread | None) -> Twin:
     """Compute what a run lacks, write its results and say what came out."""
     from qhrtem.run.process import prepare
     from qhrtem.run.stopping import stoppable
@@ -91,7 +101,7 @@ def _work(session: Session, raw: RawImage, crystal: Crystal) -> Twin:
     remedy = f"go on with `qhrtem resume {folder}`"
     try:
         with stoppable(remedy), _told(Console(stderr=True)):
-            with Progress(console) as progress:
+            with _workers(session, spread) as executor, Progress(console) as progress:
                 for step in session.past:
                     progress(step)
 
@@ -99,15 +109,34 @@ def _work(session: Session, raw: RawImage, crystal: Crystal) -> Twin:
                     session.step(step)
                     progress(step)
 
-                twin = fit_image(session.plan, raw, crystal, on_step, session.store)
+                twin = fit_image(session.plan, raw, crystal, on_step, session.store, executor)
             session.finish(twin, write_run)
     except Interrupted as error:
         session.stopped(str(error))
-        raise
+        if remedy in str(error):
+            raise
+        raise type(error)(f"{error}; then {remedy}") from error
     except ResourceError as error:
         raise ResourceError(f"{error}; then {remedy}") from error
     _conclude(twin, folder)
     return twin
+
+
+@contextmanager
+def _workers(session: Session, spread: Spread | None) -> Iterator[Executor | None]:
+    """Give what does the tasks of a run, None for nobody else; what has been done is kept in the run."""
+    if spread is None:
+        yield None
+        return
+    from qhrtem.run.dispatch import warn
+    from qhrtem.run.execution import Kept, executor_of
+
+    def tell(record: dict[str, Any]) -> None:
+        session.journal.append(record, sync=False)
+        warn(record)
+
+    with executor_of(replace(spread, algebra=session.threads or 1), tell) as executor:
+        yield Kept(executor, session.store)
 
 
 def _announce(plan: Plan, raw: RawImage, crystal: Crystal) -> None:
@@ -174,20 +203,21 @@ def _read(plan: Plan) -> tuple[RawImage, Crystal]:
 
 @contextmanager
 def _told(console: Console) -> Iterator[None]:
-    """Print warnings about journal and checkpoints as yellow lines; others go their usual way."""
+    """Print warnings about journal, checkpoints and workers as yellow lines; others go their usual way."""
+    from qhrtem.run.dispatch import ExecutionWarning
     from qhrtem.run.journal import JournalWarning
     from qhrtem.run.store import CheckpointWarning
 
-    usual = warnings.showwarning
+    usual, ours = warnings.showwarning, (JournalWarning, CheckpointWarning, ExecutionWarning)
 
     def show(message: Warning | str, category: type[Warning], *rest: object) -> None:
-        if issubclass(category, (JournalWarning, CheckpointWarning)):
+        if issubclass(category, ours):
             print_warning(console, str(message))
         else:
             usual(message, category, *rest)  # type: ignore[arg-type]
 
     with warnings.catch_warnings():
-        for category in (JournalWarning, CheckpointWarning):
+        for category in ours:
             warnings.simplefilter("always", category)
         warnings.showwarning = show  # type: ignore[assignment]
         yield

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-import qhrtem
 from qhrtem.errors import InputError
 from qhrtem.plan import MtfTable, Plan, dump_plan
+from qhrtem.program import versions
 
-LIBRARIES = ("botorch", "gpytorch", "numpy", "scipy", "scikit-image", "torch")
 PATHS = {"image": "path", "structure": "path"}  # in a plan; the files count, not where they lie
 CLOCK = ("seconds",)  # fields of a result that tell the time and nothing else
 WORDS = ("notes", "provenance")  # fields of a result made of words, which may name files
@@ -71,21 +68,6 @@ def file_digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of everything that computes, and a digest of this program's source."""
-    out = {"qhrtem": version("qhrtem"), "source": source_digest(), "python": platform.python_version()}
-    return out | {name: version(name) for name in LIBRARIES}
-
-
-def source_digest() -> str:
-    """Return a short digest of the program's own modules, which tells edited code from released."""
-    root = Path(qhrtem.__file__).parent
-    whole = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        whole.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
-    return whole.hexdigest()[:12]
 
 
 def result_hash(result: Any) -> str:

@@ -187,7 +187,7 @@ def fork(path: Path, child: Path, force: bool = False) -> tuple[Session, list[st
                 shutil.copytree(parent.checkpoints, folder.checkpoints, dirs_exist_ok=True)
                 durable.sync_tree(folder.checkpoints)
             for record in records:
-                if record.get("event") in ("part", "ask", "tell", "note"):
+                if record.get("event") in ("part", "ask", "tell", "note", "result"):
                     session.journal.append(record)
                     session.journal.records.append(record)
             session.store = Store(folder.checkpoints, session.journal)

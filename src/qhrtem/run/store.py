@@ -4,6 +4,9 @@ An array is a file named by the SHA-256 of its content; it is written once and n
 fit is finished once the record that names its arrays is in the journal. An array that is missing or does not
 match its name makes its part unfinished again, and the part is computed anew from those before it. Where that
 gives the same arrays, all later parts stay valid; otherwise they are dropped too.
+
+Results of tasks depend on the content of the task alone, so they are kept by its key, in no order: a file of
+the same bytes that a worker sends, and a record that names it.
 """
 
 from __future__ import annotations
@@ -25,9 +28,10 @@ from qhrtem.run import durable
 from qhrtem.run.journal import Journal
 from qhrtem.stages.checkpoint import Snapshot
 from qhrtem.stages.imaging import Values
+from qhrtem.stages.parcel import from_bytes, to_bytes
 
 Floats = NDArray[np.float64]
-SUFFIX = ".npy"
+SUFFIX, PARCEL = ".npy", ".parcel"
 ARRAY = "sha256:"  # before the digest of an array in a record of a trial
 
 
@@ -36,7 +40,10 @@ class CheckpointWarning(UserWarning):
 
 
 class Store:
-    """Keeps finished parts and trials in a run; see `qhrtem.stages.checkpoint.Memory`."""
+    """Keeps finished parts, trials and results of tasks in a run.
+
+    See `qhrtem.stages.checkpoint.Memory` and `qhrtem.run.execution.Shelf`.
+    """
 
     def __init__(self, folder: Path, journal: Journal) -> None:
         """folder: of the arrays; the records that the journal was opened with say what is finished.
@@ -48,6 +55,7 @@ class Store:
         self._asked: dict[tuple[str, int], list[float]] = {}
         self._told: dict[tuple[str, int], dict[str, float | str]] = {}
         self._noted: set[tuple[str, int]] = set()
+        self._results: dict[str, str] = {}  # digest of the parcel, by key of the task
         for record in journal.records:
             self._learn(record)
         self.damaged = {n for n, r in self._records.items() if not self._sound(n, r)}
@@ -122,6 +130,29 @@ class Store:
             self._journal.append(record, sync=False)
             self._learn(record)
 
+    def result(self, key: str) -> Snapshot | None:
+        """Return the result of a task, None where it is not known or damaged."""
+        if key not in self._results:
+            return None
+        try:
+            return from_bytes(self._read_bytes(self._results[key] + PARCEL))
+        except (InputError, OSError) as error:
+            warnings.warn(
+                f"result of task {key[:12]} is damaged ({error}); it is computed again",
+                CheckpointWarning,
+                stacklevel=2,
+            )
+            del self._results[key]
+            return None
+
+    def keep_result(self, key: str, result: Snapshot) -> None:
+        """Put the result of a task on the disk; raises ResourceError where the disk refuses."""
+        digest = self._write_bytes(to_bytes(result), PARCEL)
+        if self._results.get(key) != digest:
+            record = {"event": "result", "task": key, "parcel": digest}
+            self._journal.append(record)
+            self._learn(record)
+
     def _packed(self, array: Floats) -> float | str:
         """Return a number as itself (or its name, if it is not finite), an array as its digest."""
         if array.ndim:
@@ -150,6 +181,8 @@ class Store:
             self._told[record["part"], record["trial"]] = record["values"]
         elif event == "note":
             self._noted.add((record["part"], record["trial"]))
+        elif event == "result":
+            self._results[record["task"]] = record["parcel"]
 
     def _sound(self, name: str, record: dict[str, Any]) -> bool:
         for array in record["arrays"].values():
@@ -167,20 +200,24 @@ class Store:
     def _write(self, array: NDArray[Any]) -> str:
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
-        data = buffer.getvalue()
+        return self._write_bytes(buffer.getvalue(), SUFFIX)
+
+    def _write_bytes(self, data: bytes, suffix: str) -> str:
         digest = hashlib.sha256(data).hexdigest()
-        path = self._folder / (digest + SUFFIX)
+        path = self._folder / (digest + suffix)
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             durable.write_atomic(path, data)
         return digest
 
     def _read(self, digest: str) -> NDArray[Any]:
-        path = self._folder / (digest + SUFFIX)
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise InputError(f"{path.name} does not match its checksum")
-        loaded: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
+        loaded: NDArray[Any] = np.load(io.BytesIO(self._read_bytes(digest + SUFFIX)), allow_pickle=False)
         return loaded
+
+    def _read_bytes(self, name: str) -> bytes:
+        data = (self._folder / name).read_bytes()
+        if hashlib.sha256(data).hexdigest() != name.partition(".")[0]:
+            raise InputError(f"{name} does not match its checksum")
+        return data
 
 
 def _timeless(facts: dict[str, Any]) -> dict[str, Any]:

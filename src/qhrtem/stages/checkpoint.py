@@ -204,7 +204,7 @@ class HypothesisForm:
 
     def save(self, value: Hypothesis) -> Snapshot:
         """Return the snapshot of a hypothesis."""
-        lens = _save_microscope(value.microscope)
+        lens = save_microscope(value.microscope)
         facts = {**lens.facts, "origin": [float(v) for v in value.origin], "misfit": float(value.misfit)}
         return Snapshot(facts, {**lens.arrays, "frame": value.frame, "thickness": value.thickness})
 
@@ -212,7 +212,7 @@ class HypothesisForm:
         """Return the hypothesis of a snapshot."""
         a, f = snapshot.arrays, snapshot.facts
         y, x = f["origin"]
-        return Hypothesis(a["frame"], _load_microscope(snapshot), (y, x), a["thickness"], f["misfit"])
+        return Hypothesis(a["frame"], load_microscope(snapshot), (y, x), a["thickness"], f["misfit"])
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class ReachedForm:
 
     def save(self, value: Reached) -> Snapshot:
         """Return the snapshot of a state with the counters and the generator as they are now."""
-        lens, columns = _save_microscope(value.state.microscope), value.state.columns
+        lens, columns = save_microscope(value.state.microscope), value.state.columns
         facts: dict[str, Any] = {**lens.facts, "number": float(value.number), "rejected": dict(self.rejected)}
         facts["undecided"] = list(value.undecided)
         if self.generator is not None:
@@ -263,14 +263,15 @@ class ReachedForm:
         diffuse: torch.Tensor | float = snapshot.facts.get("diffuse", 0.0)
         if "diffuse" in snapshot.arrays:
             diffuse = torch.from_numpy(snapshot.arrays["diffuse"])
-        state = State(columns, _load_microscope(snapshot), diffuse)
+        state = State(columns, load_microscope(snapshot), diffuse)
         return Reached(state, snapshot.facts["number"], tuple(snapshot.facts["undecided"]))
 
 
 COLUMN_ARRAYS = ("kind", "cell", "anchor", "frame", "rise", "shift", "first", "last")
 
 
-def _save_microscope(microscope: Microscope) -> Snapshot:
+def save_microscope(microscope: Microscope) -> Snapshot:
+    """Return the snapshot of imaging parameters with their prior."""
     m = microscope
     arrays = {"lens_values": m.values, "lens_mean": m.mean, "lens_sigma": m.sigma}
     facts: dict[str, Any] = {"energy": float(m.energy)}
@@ -281,7 +282,8 @@ def _save_microscope(microscope: Microscope) -> Snapshot:
     return Snapshot(facts, arrays)
 
 
-def _load_microscope(snapshot: Snapshot) -> Microscope:
+def load_microscope(snapshot: Snapshot) -> Microscope:
+    """Return the imaging parameters of a snapshot."""
     a, f = snapshot.arrays, snapshot.facts
     mtf = (f["mtf"][0], f["mtf"][1]) if "mtf" in f else a["mtf"]
     return Microscope(f["energy"], a["lens_values"], a["lens_mean"], a["lens_sigma"], mtf)

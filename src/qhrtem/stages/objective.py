@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -138,3 +139,8 @@ def white_noise(bench: Bench, seed: int) -> Tensor:
     """Return unit white noise on the image grid, to learn what a fit does to noise."""
     generator = torch.Generator().manual_seed(seed % 2**63)
     return torch.randn(bench.misfit.measured.shape, generator=generator)
+
+
+def threads_here() -> int:
+    """Return how many threads work on columns in this process."""
+    return os.cpu_count() or 1

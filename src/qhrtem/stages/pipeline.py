@@ -42,6 +42,7 @@ from qhrtem.stages.start import planned_microscope, start_field, stated_pixel
 from qhrtem.stages.structure import (
     structure,
 )
+from qhrtem.stages.tasks import Executor
 from qhrtem.stages.tiling import MOST_COLUMNS, fit_tiles
 
 Floats = NDArray[np.float64]
@@ -58,11 +59,13 @@ def fit_image(
     crystal: Crystal,
     progress: Report = lambda step: None,
     memory: Memory | None = None,
+    executor: Executor | None = None,
 ) -> Twin:
     """Return the digital twin of one micrograph.
 
-    memory: keeps finished parts; those that it holds already are not computed again. Raises `InputError` when
-    the image cannot be used and `QualityError` when no model of this crystal describes it.
+    memory: keeps finished parts; those that it holds already are not computed again. executor: does what can
+    be spread over workers, such as the tiles of a large field; None: all is done here. Raises
+    `InputError` when the image cannot be used and `QualityError` when no model of this crystal describes it.
     """
     log = Log(progress)
     parts = Parts(memory or Forgetful(), log)
@@ -73,7 +76,7 @@ def fit_image(
         starts = [start_field(micrograph, lattice, projection, averages, h) for h in hypotheses]
         notes = (*crystal.notes, *micrograph.notes, *lattice.notes, *_assumed(plan, raw))
         if len(starts[0].columns) > MOST_COLUMNS:
-            whole = fit_tiles(plan.run.seed, micrograph, lattice, starts, parts)
+            whole = fit_tiles(plan.run.seed, micrograph, lattice, starts, parts, executor)
             start, state, assessed, others, bend = whole
         else:
             contenders, others = choose(micrograph, starts, parts)

@@ -9,41 +9,31 @@ around it a halo sees to it that they have their whole surroundings. Memory is t
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qhrtem.calibrate.lattice import Lattice
-from qhrtem.model.forward import MARGIN_A, ForwardModel, make_field
+from qhrtem.model.forward import MARGIN_A, make_field
 from qhrtem.model.micrograph import Micrograph
 from qhrtem.model.microscope import INDEX, PARAMETERS, Microscope
-from qhrtem.specimen.rules import Neighbours
-from qhrtem.stages.assess import Assessed, assess
-from qhrtem.stages.bordered import Factor
-from qhrtem.stages.checkpoint import Parts, Reached, ReachedForm, Snapshot
+from qhrtem.stages.assess import Assessed
+from qhrtem.stages.checkpoint import Form, Parts, Snapshot, T, save_microscope
 from qhrtem.stages.consensus import BEND_SIGMA, FieldLens, TileLens, consensus
 from qhrtem.stages.contenders import BORDER_A, choose
-from qhrtem.stages.joint import refine
 from qhrtem.stages.merge import Fitting, merged
-from qhrtem.stages.objective import Bench, State, make_misfit
+from qhrtem.stages.objective import State, threads_here
 from qhrtem.stages.start import Start, shown
-from qhrtem.stages.structure import (
-    EARLY,
-    LENS,
-    PHONON_PAIRS,
-    Contender,
-    Rounds,
-    corrected,
-    eligible,
-    free_lens,
-    neighbour_radius,
-    settled,
-)
-from qhrtem.stages.surfaces import outline_round
-from qhrtem.stages.thickness import Rival
-from qhrtem.stages.watch import View
+from qhrtem.stages.structure import LENS, free_lens, settled
+from qhrtem.stages.tasks import Executor, Results, Task, gather
+from qhrtem.stages.tile import Job, Settled, finish, known, settle
+from qhrtem.stages.tile_forms import FinishedForm, JobForm, SettledForm, finish_tile, joined, settle_tile
 
 Floats = NDArray[np.float64]
 MOST_COLUMNS = 2500  # lattice sites of a field that is fitted in one piece; more are cut into tiles
@@ -64,25 +54,12 @@ class Tile:
 
 @dataclass(frozen=True)
 class Piece:
-    """A tile with its part of the image and its first model."""
+    """A tile of a field and what is needed to fit it."""
 
     tile: Tile
-    start: Start
     index: NDArray[np.int64]  # (C,) its columns among those of the whole field
-    micrograph: Micrograph
-    lattice: Lattice
-
-
-@dataclass(frozen=True)
-class Settled:
-    """How far a tile has come before the field has agreed on a lens."""
-
-    piece: Piece
-    bench: Bench
-    contender: Contender
-    reached: Reached
-    rivals: tuple[Rival, ...]
-    lens: TileLens
+    away: Floats  # (2,) Å, y and x of its middle from that of the field
+    job: Job
 
 
 def cut(shape: tuple[int, int], pixel: float, halo: float, edge: float = EDGE_A) -> list[Tile]:
@@ -104,7 +81,7 @@ def cut(shape: tuple[int, int], pixel: float, halo: float, edge: float = EDGE_A)
     return out
 
 
-def piece_of(whole: Start, micrograph: Micrograph, lattice: Lattice, tile: Tile) -> Piece:
+def piece_of(whole: Start, micrograph: Micrograph, lattice: Lattice, tile: Tile, seed: int = 0) -> Piece:
     """Return a tile with its part of the image and of the first model of the whole field."""
     top, bottom, left, right = tile.seen
     pixel = whole.field.detector_pixel
@@ -116,73 +93,144 @@ def piece_of(whole: Start, micrograph: Micrograph, lattice: Lattice, tile: Tile)
     index = np.flatnonzero(((place >= -reach) & (place <= np.array(field.image_shape) - 1 + reach)).all(1))
     columns = whole.columns.part(index, origin)
     where = (slice(top, bottom), slice(left, right))
-    vacuum = None if micrograph.vacuum is None else micrograph.vacuum[where]
     part = replace(
-        micrograph, intensity=micrograph.intensity[where], valid=micrograph.valid[where], vacuum=vacuum
+        micrograph, intensity=micrograph.intensity[where], valid=micrograph.valid[where], vacuum=None
     )
     start = Start(field, columns, whole.microscope, shown(field, columns) & whole.eligible[index])
-    return Piece(tile, start, index, part, replace(lattice, crystal=lattice.crystal[where]))
+    own = replace(lattice, crystal=lattice.crystal[where])
+    middle = whole.field.to_field(np.array([top + bottom - 1, left + right - 1]) / 2)
+    return Piece(tile, index, middle - whole.field.middle(), Job(tile.name, seed, start, part, own))
 
 
 def pilot(pieces: list[Piece]) -> int:
     """Return the tile to begin with: many columns, and thin ones, which leave least open."""
-    thickness = [p.start.columns.thickness()[p.start.columns.occupied & p.start.eligible] for p in pieces]
+    starts = [p.job.start for p in pieces]
+    thickness = [s.columns.thickness()[s.columns.occupied & s.eligible] for s in starts]
     usual = float(np.median(np.concatenate(thickness)))
     return int(np.argmax([(t <= usual).sum() + 0.1 * len(t) for t in thickness]))
 
 
 def fit_tiles(
-    seed: int, micrograph: Micrograph, lattice: Lattice, starts: list[Start], parts: Parts
+    seed: int,
+    micrograph: Micrograph,
+    lattice: Lattice,
+    starts: list[Start],
+    parts: Parts,
+    executor: Executor | None = None,
 ) -> tuple[Start, State, Assessed, tuple[str, ...], Floats]:
     """Return start, fitted state and assessment of a whole field, notes, and the bend of the foil.
 
-    starts: a first model of the field for each hypothesis.
+    starts: a first model of the field for each hypothesis; executor: does the tiles, None: one after another
+    here.
     """
     spread = max(s.microscope.delocalisation() for s in starts)
     shape, pixel = starts[0].field.image_shape, starts[0].field.detector_pixel
     tiles = cut(shape, pixel, HALO_A + BORDER_A + spread)
     first = pilot([piece_of(starts[0], micrograph, lattice, t) for t in tiles])
-    log = parts.log
-    log.span, log.where = (0.17, 0.17 + 0.83 * PILOT_SHARE), tiles[first].name
-    pieces = [piece_of(s, micrograph, lattice, tiles[first]) for s in starts]
-    name = f"{tiles[first].name} "
-    contenders, notes = choose(pieces[0].micrograph, [p.start for p in pieces], parts, name)
+    parts.log.span, parts.log.where = (0.17, 0.17 + 0.83 * PILOT_SHARE), tiles[first].name
+    options = [piece_of(s, micrograph, lattice, tiles[first], seed) for s in starts]
+    prefix = options[0].job.prefix
+    contenders, notes = choose(options[0].job.micrograph, [p.job.start for p in options], parts, prefix)
     rounds, state, rivals = settled(seed, contenders, parts)
-    place = rounds.contender.place
-    plan = starts[place].microscope
-    done = {first: _settled(rounds, state, rivals, pieces[place], starts[place], parts)}
-    whole = _known(starts[place], done[first])
-    others = [k for k in range(len(tiles)) if k != first]
-    share = (1 - PILOT_SHARE) * 0.83 / max(len(tiles), 1)
-    for number, k in enumerate(others):
-        begin = 0.17 + 0.83 * PILOT_SHARE + number * share
-        log.span, log.where = (begin, begin + share), tiles[k].name
-        piece = piece_of(whole, micrograph, lattice, tiles[k])
-        if piece.start.columns.occupied[piece.start.eligible].any():
-            contender = _contender(piece, parts)
-            rounds, state, rivals = settled(seed, [contender], parts)
-            done[k] = _settled(rounds, state, rivals, piece, whole, parts)
-    log.where = ""
-    imaging = free_lens(State(whole.columns, plan), LENS)
+    plan = starts[rounds.contender.place].microscope
+    form = SettledForm(starts[0].columns.projection)
+    make = partial(known, rounds, state, rivals)
+    begun = options[rounds.contender.place], parts(f"{prefix}settled", make, form)
+    whole = _known(starts[rounds.contender.place], *begun)
+    work = _Work(parts, executor, 0.17 + 0.83 * PILOT_SHARE, len(tiles))
+    pieces = [piece_of(whole, micrograph, lattice, t, seed) for k, t in enumerate(tiles) if k != first]
+    pieces = [p for p in pieces if p.job.start.columns.occupied[p.job.start.eligible].any()]
+    pairs = [begun, *zip(pieces, work.settle(pieces, form), strict=True)]
+    imaging = tuple(free_lens(State(whole.columns, plan), LENS))
     step = np.array([PARAMETERS[i].step for i in imaging])
-    agreed = consensus(
-        [s.lens for _, s in sorted(done.items())],
-        tuple(imaging),
-        plan.mean[imaging] / step,
-        plan.sigma[imaging] / step,
-    )
-    fittings = []
-    for k in sorted(done):
-        log.span, log.where = (1 - share, 1.0), tiles[k].name
-        fittings.append(_finished(seed, done[k], agreed, parts))
-    log.where = ""
+    index = list(imaging)
+    said = [_said(p, s, imaging) for p, s in pairs]
+    agreed = consensus(said, imaging, plan.mean[index] / step, plan.sigma[index] / step)
+    finished = work.finish(pairs, agreed, FinishedForm(form.projection))
+    fittings = [
+        Fitting(p.tile.name, p.tile.core, p.index, p.job.start, state, assessed, p.away)
+        for (p, _), (state, assessed) in zip(pairs, finished, strict=True)
+    ]
+    parts.log.where = ""
     return (*merged(whole, plan, micrograph, lattice, agreed, fittings, notes), agreed.bend)
 
 
-def _known(whole: Start, first: Settled) -> Start:
+@dataclass
+class _Work:
+    """The tiles of a field at work, here or by an executor."""
+
+    parts: Parts
+    executor: Executor | None
+    begin: float  # share of the work done before
+    tiles: int
+
+    def settle(self, pieces: list[Piece], form: SettledForm) -> list[Settled]:
+        """Return the tiles fitted from a lens that is roughly known."""
+        share = (0.97 - self.begin) / max(self.tiles, 1)
+        if self.executor is not None:
+            tasks = [Task.of(settle_tile, *_given(job=JobForm().save(p.job))) for p in pieces]
+            return self._gathered(tasks, pieces, form, self.begin, share)
+        out = []
+        for number, piece in enumerate(pieces):
+            make = partial(settle, piece.job, self.parts, threads_here())
+            out.append(self._here(piece, "settled", make, form, self.begin + number * share, share))
+        return out
+
+    def finish(
+        self, pairs: list[tuple[Piece, Settled]], agreed: FieldLens, form: FinishedForm
+    ) -> list[tuple[State, Assessed]]:
+        """Return the tiles brought to their ends with the lens of the field."""
+        share = 0.03 / max(self.tiles, 1)
+        lenses = [agreed.microscope(s.state.microscope, p.away, prior=True) for p, s in pairs]
+        if self.executor is not None:
+            before = SettledForm(form.projection)
+            tasks = [
+                Task.of(
+                    finish_tile,
+                    *_given(job=JobForm().save(p.job), settled=before.save(s), lens=save_microscope(lens)),
+                )
+                for (p, s), lens in zip(pairs, lenses, strict=True)
+            ]
+            return self._gathered(tasks, [p for p, _ in pairs], form, 0.97, share)
+        out = []
+        for number, ((piece, before_it), lens) in enumerate(zip(pairs, lenses, strict=True)):
+            make = partial(finish, piece.job, before_it, lens, self.parts, threads_here())
+            out.append(self._here(piece, "finished", make, form, 0.97 + number * share, share))
+        return out
+
+    def _here(
+        self, piece: Piece, name: str, make: Callable[[], T], form: Form[T], begin: float, share: float
+    ) -> T:
+        log = self.parts.log
+        log.span, log.where = (begin, begin + share), piece.tile.name
+        return self.parts(f"{piece.job.prefix}{name}", make, form)
+
+    def _gathered(
+        self, tasks: list[Task], pieces: list[Piece], form: Form[T], begin: float, share: float
+    ) -> list[T]:
+        """Return the results of tasks in their order, whoever did them when."""
+        assert self.executor is not None
+        log, number = self.parts.log, count(1)
+        name = {t.key: p.tile.name for t, p in zip(tasks, pieces, strict=True)}
+
+        def done(key: str) -> None:
+            n = next(number)
+            log.span, log.where, log.done = (begin, begin + share * len(tasks)), name[key], n / len(tasks)
+            log("counts" if form.__class__ is SettledForm else "joint", float("nan"), "done by a worker")
+
+        results = gather(_Told(self.executor, done), tasks)
+        return [form.load(results[t.key]) for t in tasks]
+
+
+def _given(**parts: Snapshot) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    snapshot = joined(**parts)
+    return snapshot.facts, snapshot.arrays
+
+
+def _known(whole: Start, piece: Piece, first: Settled) -> Start:
     """Return the first model of the whole field with what the first tile has found."""
-    before, after = first.piece.start.columns, first.reached.state.columns
-    both = before.occupied & after.occupied & first.piece.start.eligible
+    before, after = piece.job.start.columns, first.state.columns
+    both = before.occupied & after.occupied & piece.job.start.eligible
     grown = [
         float(np.mean(b[both] - a[both])) for a, b in zip(before.surfaces(), after.surfaces(), strict=True)
     ]
@@ -190,19 +238,16 @@ def _known(whole: Start, first: Settled) -> Start:
     filled = whole.columns.filled(top + grown[0], bottom + grown[1])
     # Thin columns stay: the image shows them, whatever the mean correction says.
     last = np.where(whole.columns.occupied, np.maximum(filled.last, filled.first), filled.first - 1)
-    return replace(
-        whole,
-        columns=filled.with_ends(filled.first, last),
-        microscope=_narrowed(first.reached.state.microscope, first),
-    )
+    return replace(whole, columns=filled.with_ends(filled.first, last), microscope=_narrowed(first))
 
 
-def _narrowed(lens: Microscope, first: Settled) -> Microscope:
+def _narrowed(first: Settled) -> Microscope:
     """Return the lens of the first tile with a prior of several of its errors, and room for a bent foil."""
-    imaging = free_lens(first.reached.state, LENS)
+    lens = first.state.microscope
+    imaging = free_lens(first.state, LENS)
     step = np.array([PARAMETERS[i].step for i in imaging])
     mean, sigma = lens.mean.copy(), lens.sigma.copy()
-    width = KNOWN * np.sqrt(np.diag(first.lens.covariance)) * step
+    width = KNOWN * np.sqrt(np.diag(first.covariance)) * step
     mean[imaging] = lens.values[imaging]
     sigma[imaging] = np.minimum(sigma[imaging], width)
     for name in ("tilt_x", "tilt_y"):
@@ -211,86 +256,33 @@ def _narrowed(lens: Microscope, first: Settled) -> Microscope:
     return Microscope(lens.energy, lens.values.copy(), mean, sigma, lens.mtf)
 
 
-def _bench(piece: Piece) -> Bench:
-    start = piece.start
-    border = BORDER_A + start.microscope.delocalisation()
-    model = ForwardModel(start.field, start.microscope.energy)
-    return Bench(model, make_misfit(piece.micrograph, start.field, border), os.cpu_count() or 1)
-
-
-def _contender(piece: Piece, parts: Parts) -> Contender:
-    """Return the first state of a tile whose lens is known: thermal motion and outline as its image says."""
-    bench, start, name = _bench(piece), piece.start, f"{piece.tile.name} "
-
-    def begin() -> Reached:
-        state = State(start.columns, start.microscope)
-        state = corrected(bench, state, PHONON_PAIRS[0], np.random.default_rng(0))
-        near = Neighbours.within(state.columns, neighbour_radius(state.columns.projection))
-        state, changed = outline_round(bench, state, free_lens(state, EARLY), [], eligible(start), near)
-        parts.log("surfaces", bench.chi2(state), f"{changed} rim columns changed")
-        return Reached(state)
-
-    form = ReachedForm(start.columns.projection, view=View(bench, start))
-    first = parts(f"{name}lens", begin, form)
-    return Contender(bench, first.state, start, first.number, name)
-
-
-@dataclass(frozen=True)
-class _Known:
-    reached: Reached
-    covariance: Floats  # (P, P) of the imaging parameters, in squared steps
+def _said(piece: Piece, settled: Settled, imaging: tuple[int, ...]) -> TileLens:
+    """Return what a tile says of the lens."""
+    lens, index = settled.state.microscope, list(imaging)
+    step = np.array([PARAMETERS[i].step for i in index])
+    area = [float(np.ptp(e[:2]) * np.ptp(e[2:])) for e in (piece.tile.core, piece.tile.seen)]
+    values, mean, sigma = (v[index] / step for v in (lens.values, lens.mean, lens.sigma))
+    return TileLens(values, settled.covariance, mean, sigma, area[0] / area[1], piece.away)
 
 
 @dataclass
-class _KnownForm:
-    """A state and what it says of the lens."""
+class _Told:
+    """An executor that tells when a task is done."""
 
-    form: ReachedForm
+    executor: Executor
+    tell: Callable[[str], None]
 
-    def save(self, value: _Known) -> Snapshot:
-        """Return the snapshot."""
-        snapshot = self.form.save(value.reached)
-        return Snapshot(snapshot.facts, {**snapshot.arrays, "lens_covariance": value.covariance})
+    @property
+    def width(self) -> int:
+        """How many tasks it does at a time."""
+        return self.executor.width
 
-    def load(self, snapshot: Snapshot) -> _Known:
-        """Return the value of a snapshot."""
-        return _Known(self.form.load(snapshot), snapshot.arrays["lens_covariance"])
+    def run(self, tasks: Iterable[Task]) -> Results:
+        """Yield what the executor yields, told before."""
+        with closing(self.executor.run(tasks)) as running:
+            for key, result in running:
+                self.tell(key)
+                yield key, result
 
-
-def _settled(
-    rounds: Rounds, state: State, rivals: tuple[Rival, ...], piece: Piece, whole: Start, parts: Parts
-) -> Settled:
-    """Return how far a tile has come, with what it says of the lens."""
-    contender = rounds.contender
-    imaging = free_lens(state, LENS)
-
-    def knowing() -> _Known:
-        refined = refine(contender.bench, state, imaging, state.occupied(), 1)
-        parts.log("joint", contender.bench.chi2(refined.state), "lens of the tile")
-        return _Known(Reached(refined.state), Factor(refined.precision).corner)
-
-    known = parts(f"{contender.name}lens known", knowing, _KnownForm(rounds.form))
-    lens, step = known.reached.state.microscope, np.array([PARAMETERS[i].step for i in imaging])
-    tile, field = piece.tile, whole.field
-    area = [np.ptp(e[:2]) * np.ptp(e[2:]) for e in (tile.core, tile.seen)]
-    middle = field.to_field(np.array([sum(tile.seen[:2]) - 1, sum(tile.seen[2:]) - 1]) / 2)
-    said = TileLens(
-        lens.values[imaging] / step,
-        known.covariance,
-        lens.mean[imaging] / step,
-        lens.sigma[imaging] / step,
-        float(area[0] / area[1]),
-        middle - field.middle(),
-    )
-    return Settled(piece, contender.bench, contender, known.reached, rivals, said)
-
-
-def _finished(seed: int, settled: Settled, agreed: FieldLens, parts: Parts) -> Fitting:
-    """Return a tile brought to its end with the lens of the field."""
-    rounds = Rounds(settled.contender, parts, seed)
-    state, piece = settled.reached.state, settled.piece
-    state = replace(state, microscope=agreed.microscope(state.microscope, settled.lens.away, prior=True))
-    state, evidence = rounds.last(state, settled.rivals)
-    assessed = assess(settled.bench, state, piece.start, piece.lattice, evidence, seed)
-    tile, away = piece.tile, settled.lens.away
-    return Fitting(tile.name, tile.core, piece.index, piece.start, state, assessed, away)
+    def close(self) -> None:
+        """Do nothing: whoever made the executor closes it."""
