@@ -68,6 +68,24 @@ def read_image(path: str | Path, dataset: str | None = None, frame: int | None =
     return replace(raw, metadata={**(raw.metadata or {}), **_beside(path)})
 
 
+def read_signal(path: str | Path, dataset: str | None = None) -> dict[str, Any]:
+    """Return an image, or a series of images, as RosettaSciIO describes it.
+
+    Raises what `read_image` raises for the file; each image is checked by `image_of_signal`.
+    """
+    path = Path(path)
+    return _chosen(_signals(path), dataset, path)
+
+
+def frames_in(signal: Mapping[str, Any]) -> int:
+    """Return how many images a signal holds."""
+    data = np.asarray(signal["data"])
+    image = [i for i, axis in enumerate(_axes(signal)) if axis and not axis.get("navigate", False)]
+    if len(image) != 2:
+        image = [data.ndim - 2, data.ndim - 1]
+    return int(np.prod([n for i, n in enumerate(data.shape) if i not in image], dtype=np.int64))
+
+
 def image_of_signal(signal: Mapping[str, Any], path: str | Path, frame: int | None = None) -> RawImage:
     """Return the image in a signal as RosettaSciIO describes one: data, axes, metadata, original_metadata.
 

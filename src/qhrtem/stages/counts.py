@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qhrtem.model.microscope import INDEX, PARAMETERS
+from qhrtem.specimen.persistence import Persistence
 from qhrtem.specimen.rules import NeighbourStep, SurfaceEnergy
 from qhrtem.stages.descent import Descent
 from qhrtem.stages.joint import apply_step, total_cost
@@ -59,20 +60,23 @@ def count_round(
     rejected: dict[str, int],
     tick: Callable[[float], None] = lambda fraction: None,
     collective: bool = False,
+    past: Persistence | None = None,
 ) -> CountRound:
     """Return the state after one round of joint count moves with everything continuous following along.
 
-    collective: also look for sets of moves that pay only together with another mistilt.
+    collective: also look for sets of moves that pay only together with another mistilt. past: what an earlier
+    image of the specimen says of the column ends.
     """
     candidates = {c: possible_moves(state.columns, c) for c in moving}
     quadratic = linearise(bench, state, imaging, positions, candidates, tick)
     model = profile(state, quadratic)
-    descent = Descent(state.columns, model, surface, support)
+    descent = Descent(state.columns, model, surface, support, past)
     rejected[support.name] = rejected.get(support.name, 0) + descent.rejected
     settle(descent)
 
     def exact(s: State) -> float:
-        return total_cost(bench, s, imaging) + surface.cost(s.columns)
+        known = 0.0 if past is None else past.cost(s.columns)
+        return total_cost(bench, s, imaging) + surface.cost(s.columns) + known
 
     before = exact(state)
     ranked = _ranked(descent)

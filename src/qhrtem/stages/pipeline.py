@@ -84,9 +84,7 @@ def fit_image(
             start, bend = winner.start, None
             assessed = assess(winner.bench, state, start, lattice, evidence, plan.run.seed)
         steps = tuple(log.steps)
-        return make_twin(
-            plan, state, start, lattice, micrograph, assessed, steps, (*notes, *others), bend
-        )
+        return make_twin(plan, state, start, lattice, micrograph, assessed, steps, (*notes, *others), bend)
 
 
 def calibrate(plan: Plan, raw: RawImage, projection: Projection, parts: Parts) -> tuple[Micrograph, Lattice]:

@@ -167,9 +167,7 @@ def structure(seed: int, contenders: list[Contender], parts: Parts) -> tuple[Con
     return rounds.contender, state, evidence
 
 
-def settled(
-    seed: int, contenders: list[Contender], parts: Parts
-) -> tuple[Rounds, State, tuple[Rival, ...]]:
+def settled(seed: int, contenders: list[Contender], parts: Parts) -> tuple[Rounds, State, tuple[Rival, ...]]:
     """Return the rounds of the contender that describes the image, the state they settle at, and its rivals.
 
     What is left is `Rounds.last`.
