@@ -45,6 +45,7 @@ class Evidence:
     rejected: dict[str, int]
     rivals: tuple[Rival, ...] = ()  # other thicknesses of the whole specimen, other places of the crystal
     past: Persistence | None = None  # what an earlier image of the specimen says of the column ends
+    decided: tuple[int, ...] = ()  # columns that an earlier round left no second option within reach
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def assess(
             _rival_note(evidence, max(own, shared)),
             _coherence_note(bench, state),
         ),
-        ends_of(evidence.final.model, marginals),
+        ends_of(state.columns, evidence, marginals),
     )
 
 
@@ -181,16 +182,18 @@ def undecided(columns: ColumnModel, evidence: Evidence, inflation: float, seed: 
     return sample(descent, inflation, np.random.default_rng([seed, 4]))
 
 
-def ends_of(model: MoveModel, marginals: Marginals) -> Persistence:
+def ends_of(columns: ColumnModel, evidence: Evidence, marginals: Marginals) -> Persistence:
     """Return the posterior of the column ends, as the prior of a next image; negligible ones left out."""
-    options = sorted(range(len(model.options)), key=lambda n: model.options[n].column)
-    parts: list[tuple[Ints, Ints, Ints, Floats]] = []
-    for n in options:
-        o, p = model.options[n], marginals.probability[n]
+    parts: list[tuple[int, Ints, Ints, Floats]] = []
+    for o, p in zip(evidence.final.model.options, marginals.probability, strict=True):
         worth = np.flatnonzero(p > NEGLIGIBLE)
-        parts.append((np.full(len(worth), o.column), o.first[worth], o.last[worth], p[worth]))
-    column, first, last, probability = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Persistence(column.astype(np.int64), first, last, probability)
+        parts.append((o.column, o.first[worth], o.last[worth], p[worth]))
+    for c in evidence.decided:
+        parts.append((c, columns.first[c : c + 1], columns.last[c : c + 1], np.ones(1)))
+    parts.sort(key=lambda part: part[0])
+    column = np.concatenate([np.full(len(first), c, np.int64) for c, first, _, _ in parts])
+    first, last, probability = (np.concatenate([part[k] for part in parts]) for k in (1, 2, 3))
+    return Persistence(column, first, last, probability)
 
 
 def count_probability(columns: ColumnModel, evidence: Evidence, marginals: Marginals) -> Floats:
@@ -206,6 +209,7 @@ def count_probability(columns: ColumnModel, evidence: Evidence, marginals: Margi
         counts = [_content(columns, o.column, int(first), int(last)) for first, last in ends]
         same = np.array([c == counts[chosen[n]] for c in counts])
         out[o.column] = min(float(marginals.probability[n][same].sum()), 1.0)
+    out[list(evidence.decided)] = 1.0
     return out
 
 

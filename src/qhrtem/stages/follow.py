@@ -37,9 +37,10 @@ from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
 from qhrtem.stages.assess import Assessed, Evidence, assess
 from qhrtem.stages.atlas import Atlas, numbers, sites
 from qhrtem.stages.contenders import BORDER_A, SHIFT
-from qhrtem.stages.counts import count_round
+from qhrtem.stages.counts import LEAST_CHI2_GAIN, count_round
 from qhrtem.stages.drift import LIMIT_A, Drift, find_drift, moved_image
-from qhrtem.stages.joint import refine
+from qhrtem.stages.joint import GROUP_SIGMA_A, IDEAL_SIGMA_A, Refined, refine, total_cost
+from qhrtem.stages.linearise import prior_normal
 from qhrtem.stages.objective import Bench, State, make_misfit, white_noise
 from qhrtem.stages.start import Start, shown
 from qhrtem.stages.structure import (
@@ -60,8 +61,9 @@ WALK = {
     **{"tilt_x": 2e-4, "tilt_y": 2e-4, "scale": 0.002},
     **{"vibration_xx": 0.005, "vibration_yy": 0.005, "vibration_xy": 0.005},
 }
-RENEWED = 0.125  # share of the thermal diffuse correction that each frame draws anew, from one pair
-BESIDE_A = 3.0  # beyond the image, columns whose positions and counts a frame may still tell of
+# Every so many frames, a share of the thermal diffuse correction is drawn anew, from one pair of phonons.
+EVERY, RENEWED = 4, 0.25
+BESIDE_A = 1.5  # beyond the image, columns whose positions and counts a frame may still tell of
 CRYSTAL_A = 2.2  # from a column, pixels that count as crystal
 MOST_ROUNDS = 4  # of counts in a frame
 
@@ -140,12 +142,13 @@ def follow(
     drift = find_drift(image, micrograph, field, LIMIT_A * (1 + known.waiting))
     start, state = _placed(known, micrograph, drift.step_A)
     border = BORDER_A + start.microscope.delocalisation()
-    bench = Bench(model, make_misfit(micrograph, field, border), workers)
+    bench = Bench(model, make_misfit(micrograph, field, border), workers, lagged=True)
     tell("drift", bench.chi2(state), "")
     state, drift = _aligned(bench, state, drift)
     start = replace(start, columns=state.columns)
     tell("lens", bench.chi2(state), "")
-    state = _warmer(bench, state, np.random.default_rng([seed, 6, number]))
+    if number % EVERY == 0:
+        state = _warmer(bench, state, np.random.default_rng([seed, 6, number]))
     past = known.ends.renumbered(numbers(sites(state.columns), sites(last.columns)))
     state, evidence = _settled(bench, state, start, past, seed + number, tell)
     lattice = replace(lattice, crystal=crystal_of(field, state.columns))
@@ -244,21 +247,41 @@ def _settled(
     support = NeighbourStep(neighbours, STEEPEST_A)
     energy = SurfaceEnergy(Neighbours.within(state.columns, terrace_radius(projection)))
     rejected: dict[str, int] = {}
-    state, changed = outline_round(bench, state, free_lens(state, EARLY), [], eligible(start), neighbours)
+    seen = eligible(start)
+    state, changed = outline_round(bench, state, free_lens(state, EARLY), [], seen, neighbours)
     tell("surfaces", bench.chi2(state), f"{changed} rim columns changed")
     probe = white_noise(bench, seed)
+    near = _near(bench.model.field, state)
+    moving, decided = near, frozenset[int]()
     for number in range(MOST_ROUNDS):
-        near = _near(bench.model.field, state)
         surface = energy.learned(state.columns, start.eligible & state.columns.occupied)
-        refined = refine(bench, state, lens, near, 1, probe=probe)
-        final = count_round(bench, refined.state, lens, near, near, surface, support, rejected, past=past)
+        before = state
+        final = count_round(
+            *(bench, state, lens, near, moving, surface, support, rejected),
+            past=past,
+            probe=probe,
+            reach=1,
+        )
         state = final.state
         tell("counts", bench.chi2(state), f"{final.changed} columns changed")
-        if not final.changed:
+        if not final.changed and final.gain < LEAST_CHI2_GAIN:
             break
         if number < MOST_ROUNDS - 1:
-            state, _ = outline_round(bench, state, lens, near, eligible(start), neighbours)
-    return state, Evidence(lens, refined, final, surface, support, rejected, (), past)
+            if final.changed:
+                state, _ = outline_round(bench, state, lens, [], seen, neighbours)
+            near = _near(bench.model.field, state)
+            decided |= frozenset(moving) - final.undecided
+            moving = [c for c in near if c not in decided]
+    # Lens and positions follow the counts within each round, so its linearisation is theirs as well.
+    assert final.quadratic is not None
+    quadratic = final.quadratic.without_moves()
+    prior, _ = prior_normal(before, quadratic, IDEAL_SIGMA_A, GROUP_SIGMA_A)
+    refined = Refined(before, total_cost(bench, before, lens), quadratic, quadratic.matrix.plus(prior))
+    return state, Evidence(
+        *(lens, refined, final, surface, support, rejected),
+        past=past,
+        decided=tuple(sorted(decided.intersection(near))),
+    )
 
 
 def _near(field: Field, state: State) -> list[int]:
