@@ -13,7 +13,9 @@ def test_the_course_shows_what_was_measured(tmp_path):
     labels = [ax.get_ylabel() for ax in figure.axes]
     assert labels == [
         "reduced χ² of the crystal",
-        "imaging parameter",
+        "columns well inside the image",
+        "aberration (nm)",
+        "mistilt (mrad)",
         "drift since the first frame (Å)",
         "events",
     ]

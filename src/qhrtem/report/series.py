@@ -14,7 +14,6 @@ from qhrtem.model.series import Frame, Series
 from qhrtem.report.drawing import PALETTE, WARNING, colour_bar, integer_scale, style
 
 MARKS = {"appears": "^", "leaves": "v", "gains atoms": "P", "loses atoms": "X", "moves": "o"}
-LINES = ("c1_nm", "a1_x_nm", "a1_y_nm", "tilt_x_mrad", "tilt_y_mrad")
 FRAMES_A_SECOND = 5
 
 
@@ -23,30 +22,38 @@ def course_figure(series: Series) -> Figure:
     held = [f for f in series.frames if not f.refused]
     time, unit = _time(series, held)
     with style():
-        figure = Figure(figsize=(7.2, 6.4), layout="constrained")
-        axes = figure.subplots(2, 2)
-        misfit, lens, drift, events = axes.ravel()
+        figure = Figure(figsize=(7.2, 8.4), layout="constrained")
+        misfit, count, lens, tilt, drift, events = figure.subplots(3, 2).ravel()
         misfit.plot(time, [f.chi2_crystal for f in held], ".-", color=PALETTE[0])
         misfit.set_ylabel("reduced χ² of the crystal")
-        for n, name in enumerate(LINES):
-            if name in series.lens_name:
-                k = series.lens_name.index(name)
-                value = np.array([f.lens[k] for f in held])
-                sigma = np.array([f.lens_sigma[k] for f in held])
-                label = name.rpartition("_")[0].replace("_", " ").replace("c1", "C1").replace("a1", "A1")
-                label = f"{label.replace('tilt', 'mistilt')} ({series.lens_unit[k]})"
-                lens.errorbar(time, value, sigma, fmt=".-", color=PALETTE[n], label=label, lw=0.8)
-        lens.legend(fontsize="x-small", ncols=2)
-        lens.set_ylabel("imaging parameter")
+        count.plot(time, [int(f.inside.sum()) for f in held], ".-", color=PALETTE[0])
+        count.set_ylabel("columns well inside the image")
+        _lens_panel(
+            lens, series, held, {"c1_nm": "C1", "a1_x_nm": "A1 x", "a1_y_nm": "A1 y"}, "aberration (nm)"
+        )
+        _lens_panel(tilt, series, held, {"tilt_x_mrad": "x", "tilt_y_mrad": "y"}, "mistilt (mrad)")
         path = np.array([f.drift_A for f in held]).reshape(-1, 2)
         for k, name in enumerate("xy"):
             drift.plot(time, path[:, k], ".-", color=PALETTE[k], label=name)
         drift.legend(fontsize="x-small")
         drift.set_ylabel("drift since the first frame (Å)")
         _event_panel(events, series)
-        for ax in axes.ravel():
+        for ax in figure.axes:
             ax.set_xlabel(unit)
     return figure
+
+
+def _lens_panel(ax: Axes, series: Series, held: list[Frame], names: dict[str, str], title: str) -> None:
+    """Draw imaging parameters with their standard deviations; names: label by the key of the parameter."""
+    time, _ = _time(series, held)
+    for n, (key, label) in enumerate(names.items()):
+        if key in series.lens_name:
+            k = series.lens_name.index(key)
+            value, sigma = (np.array([getattr(f, it)[k] for f in held]) for it in ("lens", "lens_sigma"))
+            ax.errorbar(time, value, np.nan_to_num(sigma), fmt=".-", color=PALETTE[n], label=label, lw=0.8)
+    if ax.containers:
+        ax.legend(fontsize="x-small")
+    ax.set_ylabel(title)
 
 
 def _event_panel(ax: Axes, series: Series) -> None:
@@ -90,8 +97,8 @@ def write_movie(series: Series, folder: Path) -> Path:
     path = folder / ("series.mp4" if mp4 else "series.gif")
     writer = FFMpegWriter(FRAMES_A_SECOND) if mp4 else PillowWriter(FRAMES_A_SECOND)
     with style():
-        size = 5.2
-        figure = Figure(figsize=(size, size * (high[1] - low[1]) / (high[0] - low[0]) * 0.85 + 0.5))
+        width, height = high - low
+        figure = Figure(figsize=(5.4, 4.0 * height / width + 0.9), layout="constrained")
         with writer.saving(figure, str(path), 100):
             for frame, xy in zip(held, place, strict=True):
                 figure.clear()
@@ -110,7 +117,7 @@ def _map(
 ) -> None:
     """Draw the columns of one frame; xy: (C, 2) Å in the frame of the first image."""
     low, high = limits
-    ax = figure.add_axes((0.1, 0.1, 0.72, 0.8))
+    ax = figure.add_subplot()
     cmap, norm = integer_scale(most)
     inner = frame.inside
     x, y = xy.T

@@ -121,9 +121,9 @@ class Following:
 
     def _changed(self, done: Followed) -> Floats:
         """Return the probability (C,) that the claimed columns hold others than they did before."""
-        before = self.known.atlas.at(self.known.field, self.known.drift_A + done.drift.step_A)
         assert done.assessed.ends is not None
-        probability = changed_probability(before, done.state.columns, done.assessed.ends)
+        # The first model of the frame has the columns as they were in the frame before.
+        probability = changed_probability(done.start.columns, done.state.columns, done.assessed.ends)
         return probability[claimed(done.state.columns, done.start)]
 
     def _refused(self, exposure: Exposure, why: str, seconds: float) -> tuple[Known, Frame]:
@@ -168,7 +168,8 @@ def begin_series(
             f"{exposure.raw.path}: a series may show at most {MOST_COLUMNS} columns, margin included, got "
             f"{len(fitted.columns)}; cut out a smaller part of the frames"
         )
-    parts = Parts(memory, Log(progress, time.monotonic() - twin.history[-1].seconds))
+    # How many frames will come is not known, so neither is the share of the work that is done.
+    parts = Parts(memory, Log(progress, time.monotonic() - twin.history[-1].seconds, done=math.nan))
     micrograph, lattice = calibrate(plan, exposure.raw, fitted.columns.projection, parts)
     span = micrograph.electrons_per_pixel * micrograph.gain
     offset = float(np.median(exposure.raw.counts - micrograph.intensity * span))
