@@ -7,7 +7,8 @@ each approximation; the differences, less their mean, are given as rms over the 
 vacuum intensity, with their means. "Columns lost": of those well inside, how many change their counts when
 the fitted image with this error, without noise, is fitted from the fitted structure on; counts that an error
 moves only together with noise are not in it. With --answer (the noise-free image of a phantom) what is left
-of it stands below. Phantoms share some of these approximations with nobody: few frozen phonons and few focus nodes.
+of it stands below. Phantoms share some of these approximations with nobody: few frozen phonons and few focus
+nodes.
 """
 
 from __future__ import annotations

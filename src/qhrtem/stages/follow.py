@@ -85,6 +85,7 @@ class Known:
 class Followed:
     """A frame that was fitted, before it is judged."""
 
+    bench: Bench
     start: Start
     state: State
     lattice: Lattice
@@ -153,7 +154,7 @@ def follow(
     state, evidence = _settled(bench, state, start, past, seed + number, tell)
     lattice = replace(lattice, crystal=crystal_of(field, state.columns))
     assessed = assess(bench, state, start, lattice, evidence, seed + number)
-    return Followed(start, state, lattice, assessed, drift)
+    return Followed(bench, start, state, lattice, assessed, drift)
 
 
 def carried(known: Known, done: Followed) -> Known:

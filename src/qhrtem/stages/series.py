@@ -22,16 +22,17 @@ from qhrtem.plan import ImagePlan, Plan
 from qhrtem.specimen.crystal import Crystal
 from qhrtem.stages.assess import changed_probability, claimed
 from qhrtem.stages.atlas import sites
-from qhrtem.stages.checkpoint import Log, Memory, Parts, Report
+from qhrtem.stages.checkpoint import Log, Memory, Parts, Reached, Report
 from qhrtem.stages.events import Site, Watch
 from qhrtem.stages.follow import Followed, Known, carried, follow, known_from
 from qhrtem.stages.objective import threads_here
 from qhrtem.stages.pipeline import calibrate, fit_image
 from qhrtem.stages.result import make_twin
-from qhrtem.stages.series_forms import FrameForm
+from qhrtem.stages.series_forms import FittedFrame, FrameForm
 from qhrtem.stages.start import stated_pixel
 from qhrtem.stages.tasks import Executor
 from qhrtem.stages.tiling import MOST_COLUMNS
+from qhrtem.stages.watch import View
 
 Floats = NDArray[np.float64]
 SHOWN = tuple(p for p in PARAMETERS if p.name not in ("shift_x", "shift_y"))
@@ -67,14 +68,15 @@ class Following:
         """Return what the next frame claims, and the events in it."""
         form = FrameForm(self.known, exposure.digest)
         job = partial(self._fitted, exposure)
-        self.known, frame = self.parts(f"frame {exposure.number}", job, form)
-        return frame, self._seen(frame)
+        done = self.parts(f"frame {exposure.number}", job, form)
+        self.known = done.known
+        return done.frame, self._seen(done.frame)
 
     def _seen(self, frame: Frame) -> tuple[Event, ...]:
         self.frames.append(frame)
         return self.watch.see(frame, vacant(self.known), self.known.field.detector_pixel)
 
-    def _fitted(self, exposure: Exposure) -> tuple[Known, Frame]:
+    def _fitted(self, exposure: Exposure) -> FittedFrame:
         """Return what is known after a frame, and its claims or why there are none."""
         log, begin = self.parts.log, time.monotonic()
         try:
@@ -107,7 +109,9 @@ class Following:
         known = carried(self.known, done)
         changed = self._changed(done)
         frame = frame_of(exposure, twin, known, self.known.whole, changed, time.monotonic() - begin)
-        return known, replace(frame, drift_behind=done.drift.behind)
+        frame = replace(frame, drift_behind=done.drift.behind)
+        shown = Reached(done.state, lens_sigma=_lens_sigma(done))
+        return FittedFrame(known, frame, View(done.bench, done.start)(shown))
 
     def _normalised(self, raw: RawImage) -> Micrograph:
         pitch = mean_pitch(stated_pixel(self.plan, raw))
@@ -126,10 +130,10 @@ class Following:
         probability = changed_probability(done.start.columns, done.state.columns, done.assessed.ends)
         return probability[claimed(done.state.columns, done.start)]
 
-    def _refused(self, exposure: Exposure, why: str, seconds: float) -> tuple[Known, Frame]:
+    def _refused(self, exposure: Exposure, why: str, seconds: float) -> FittedFrame:
         drift = self.known.drift_A[::-1].copy()
         nothing = blank(exposure, len(self.first.columns.elements), drift, why, seconds)
-        return replace(self.known, waiting=self.known.waiting + 1), nothing
+        return FittedFrame(replace(self.known, waiting=self.known.waiting + 1), nothing)
 
     def result(self, interval: float, dropped: tuple[str, ...] = ()) -> Series:
         """Return the series so far; interval: s from frame to frame, nan where unknown."""
@@ -182,6 +186,13 @@ def begin_series(
         frame_of(exposure, twin, known, 1.0, np.zeros(len(twin.columns.kind)), twin.history[-1].seconds)
     )
     return out
+
+
+def _lens_sigma(done: Followed) -> Floats:
+    """Return one standard deviation (P,) of all imaging parameters, Å or rad, nan where not refined."""
+    errors = done.assessed.imaging
+    width = dict(zip(errors.name, np.sqrt(np.diag(errors.covariance)), strict=True))
+    return np.array([width.get(p.key, math.nan) / p.factor for p in PARAMETERS])
 
 
 def frame_of(

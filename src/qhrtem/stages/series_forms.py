@@ -22,15 +22,24 @@ ENDS = ("column", "first", "last", "probability")
 
 
 @dataclass(frozen=True)
+class FittedFrame:
+    """A frame at its end."""
+
+    known: Known  # after it
+    frame: Frame  # what it claims
+    view: Snapshot | None = None  # what those who watch are shown; never loaded
+
+
+@dataclass(frozen=True)
 class FrameForm:
     """What is known after a frame, and what it claims."""
 
     before: Known  # field and crystal are those of all frames
     digest: str  # SHA-256 of the frame's counts
 
-    def save(self, value: tuple[Known, Frame]) -> Snapshot:
+    def save(self, value: FittedFrame) -> Snapshot:
         """Return the snapshot; what a refused frame leaves as it was is not written again."""
-        known, frame = value
+        known, frame = value.known, value.frame
         parts = {"frame": _save_frame(frame)}
         if not frame.refused:
             parts["state"] = ReachedForm(self._projection).save(Reached(known.state))
@@ -39,9 +48,13 @@ class FrameForm:
             parts["ends"] = Snapshot({}, {n: getattr(known.ends, n) for n in ENDS})
             parts["known"] = Snapshot({}, {"drift": known.drift_A})
         whole = joined(**parts)
-        return Snapshot({**whole.facts, "digest": self.digest, "waiting": known.waiting}, whole.arrays)
+        facts = {**whole.facts, "digest": self.digest, "waiting": known.waiting}
+        arrays = whole.arrays
+        if value.view is not None:
+            facts["view"], arrays = value.view.facts, {**arrays, **value.view.arrays}
+        return Snapshot(facts, arrays)
 
-    def load(self, snapshot: Snapshot) -> tuple[Known, Frame]:
+    def load(self, snapshot: Snapshot) -> FittedFrame:
         """Return the value of a snapshot; raises PlanError where it is of another image."""
         if snapshot.facts["digest"] != self.digest:
             raise PlanError(
@@ -51,13 +64,14 @@ class FrameForm:
         frame = _load_frame(part_of(snapshot, "frame"))
         known = replace(self.before, waiting=snapshot.facts["waiting"])
         if frame.refused:
-            return known, frame
+            return FittedFrame(known, frame)
         state = ReachedForm(self._projection).load(part_of(snapshot, "state")).state
         atlas = ColumnModel(self._projection, **part_of(snapshot, "atlas").arrays)
         column, first, last, probability = (part_of(snapshot, "ends").arrays[n] for n in ENDS)
         ends = Persistence(column, first, last, probability)
         drift = part_of(snapshot, "known").arrays["drift"]
-        return replace(known, state=state, atlas=Atlas(atlas), ends=ends, drift_A=drift), frame
+        known = replace(known, state=state, atlas=Atlas(atlas), ends=ends, drift_A=drift)
+        return FittedFrame(known, frame)
 
     @property
     def _projection(self) -> Any:
