@@ -244,7 +244,7 @@ def _one_frame(
     if frame is None and len(stack) != 1:
         raise InputError(
             f"{path}: holds a series of {len(stack)} frames; choose one with frame = 0 to {len(stack) - 1}, "
-            "or align and sum them first"
+            "fit all of them with --series, or align and sum them first"
         )
     number = frame or 0
     if not 0 <= number < len(stack):
