@@ -34,8 +34,8 @@ from qhrtem.plan import Plan, dump_plan, plan_from_tables
 from qhrtem.run.journal import read_journal
 from qhrtem.run.process import prepare
 from qhrtem.simulate.evolution import (
+    Answer,
     Evolution,
-    TrueFrame,
     make_evolution,
     moving_step,
     retreating_edge,
@@ -82,8 +82,8 @@ def walk(frames: int) -> NDArray[np.float64]:
     return drift
 
 
-def made(plan: Plan, frames: int, nm: float) -> tuple[Evolution, list[TrueFrame]]:
-    """Return the specimen and its frames; the stack is written to the image of the plan."""
+def made(plan: Plan, frames: int, nm: float) -> tuple[Evolution, list[Answer]]:
+    """Return the specimen and the answers of its frames; the stack is written unless it is there already."""
     middle = 5.0 * nm
     script = together(
         retreating_edge(5.0, 0.15),
@@ -91,12 +91,14 @@ def made(plan: Plan, frames: int, nm: float) -> tuple[Evolution, list[TrueFrame]
         switching("Ti", (0.0, 0.10), (middle + 3, middle + 5), 6.0, frames // 2),
     )
     it = make_evolution(plan, read_cif(plan.structure.path), script, walk(frames), pairs=2)
-    truth = [it.frame(n, 2) for n in range(frames)]
-    tifffile.imwrite(plan.image.path, np.stack([t.counts for t in truth]), photometric="minisblack")
+    if not plan.image.path.is_file():
+        stack = np.stack([it.frame(n, 2).counts for n in range(frames)])
+        tifffile.imwrite(plan.image.path, stack, photometric="minisblack")
+    truth = [it.answer(n) for n in range(frames)]
     return it, truth
 
 
-def sites_of(frame: Frame | TrueFrame) -> dict[Site, int]:
+def sites_of(frame: Frame | Answer) -> dict[Site, int]:
     """Return the row of each site."""
     return {(int(k), int(i), int(j)): n for n, (k, i, j) in enumerate(frame.site)}
 
@@ -113,9 +115,9 @@ class Score:
     kept: float  # share of columns whose name is the one it had in the first frame
 
 
-def score(frame: Frame, true: TrueFrame, elements: tuple[str, ...], offset: NDArray[np.int64] | None) -> Any:
+def score(frame: Frame, true: Answer, elements: tuple[str, ...], offset: NDArray[np.int64] | None) -> Any:
     """Return the score of a frame, and by how much its cell numbers differ from the true ones."""
-    table, shape = true.columns, np.array(true.counts.shape)
+    table, shape = true.columns, np.array(true.shape)
     order = [table.elements.index(e) for e in elements]
     tree = cKDTree(frame.position_px)
     shift = np.zeros(2)
@@ -144,7 +146,7 @@ def score(frame: Frame, true: TrueFrame, elements: tuple[str, ...], offset: NDAr
     return Score(hit.sum() / well.sum(), exact.sum() / well.sum(), invented, error, z, kept), offset
 
 
-def true_events(it: Evolution, truth: list[TrueFrame]) -> tuple[set[Happening], list[set[Site]]]:
+def true_events(it: Evolution, truth: list[Answer]) -> tuple[set[Happening], list[set[Site]]]:
     """Return what happened, and which sites each frame can be asked about together with the one before."""
     out: set[Happening] = set()
     asked_of: list[set[Site]] = [set()]
@@ -155,7 +157,7 @@ def true_events(it: Evolution, truth: list[TrueFrame]) -> tuple[set[Happening], 
         open_: set[Site] = set()
         for c, site in enumerate(names):
             places = [it.field.to_detector(columns.anchor[c] + it.drift[k]) for k in (n - 1, n)]
-            limit = np.array(truth[n].counts.shape) - MARGIN_A / PIXEL_A
+            limit = np.array(truth[n].shape) - MARGIN_A / PIXEL_A
             if all(((p > MARGIN_A / PIXEL_A) & (p < limit)).all() for p in places):
                 open_.add(site)
         asked_of.append(open_)
@@ -197,7 +199,7 @@ def judged(true: set[Happening], listed: set[Happening]) -> tuple[int, int]:
     return sum(has(listed, e) for e in true), sum(has(true, e) for e in listed)
 
 
-def event_rows(it: Evolution, truth: list[TrueFrame], series: Series, offset: NDArray[np.int64]) -> list[str]:
+def event_rows(it: Evolution, truth: list[Answer], series: Series, offset: NDArray[np.int64]) -> list[str]:
     """Return the table of events by kind."""
     true, asked_of = true_events(it, truth)
     rows = [
@@ -221,7 +223,7 @@ def event_rows(it: Evolution, truth: list[TrueFrame], series: Series, offset: ND
     return rows
 
 
-def report(it: Evolution, truth: list[TrueFrame], series: Series) -> list[str]:
+def report(it: Evolution, truth: list[Answer], series: Series) -> list[str]:
     """Return the page of a series."""
     scores, offset = [], None
     for frame, true in zip(series.frames, truth, strict=True):
@@ -281,7 +283,7 @@ def killed(folder: Path) -> list[str]:
     assert fit(path, folder / "whole").wait() == 0
     process = fit(path, folder / "killed")
     journal = folder / "killed" / "journal.jsonl"
-    while not (journal.is_file() and '"part": "frame 2"' in journal.read_text("utf-8")):
+    while not (journal.is_file() and '"part":"frame 2"' in journal.read_text("utf-8")):
         time.sleep(0.2)
         assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)

@@ -29,7 +29,7 @@ def frame(made, step, seed=0):
     return Micrograph(noisy, np.ones(noisy.shape, bool), field.detector_pixel, ELECTRONS, 0.0, 0.002)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.floats(-3.5, 3.5), st.floats(-3.5, 3.5))
 def test_drift_is_found_to_a_tenth_of_a_pixel(made, y, x):
     field = made.model.field

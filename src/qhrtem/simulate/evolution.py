@@ -29,12 +29,19 @@ Script = Callable[[ColumnModel, Floats, int], ColumnModel]
 
 
 @dataclass(frozen=True)
-class TrueFrame:
+class Answer:
+    """What is true of a frame."""
+
+    columns: ColumnTable  # those on the image
+    site: NDArray[np.int64]  # (C, 3) kind and cell of each row of `columns`
+    shape: tuple[int, int]  # pixels of the image
+
+
+@dataclass(frozen=True)
+class TrueFrame(Answer):
     """A frame and its answer."""
 
     counts: NDArray[np.float32]  # [row, col], detector counts
-    columns: ColumnTable  # those on the image
-    site: NDArray[np.int64]  # (C, 3) kind and cell of each row of `columns`
 
 
 @dataclass(frozen=True)
@@ -70,8 +77,15 @@ class Evolution:
         image = frozen_phonon_image(model, specimen.columns, self.microscope, self.pairs, rng, workers)
         seed = int(np.random.SeedSequence([self.seed, 2, number]).generate_state(1)[0])
         counts = self.detector.counts(self.field.crop(image), torch.Generator().manual_seed(seed))
-        table, site = _answer(specimen, self.microscope)
-        return TrueFrame(counts, table, site)
+        answer = self.answer(number)
+        return TrueFrame(answer.columns, answer.site, answer.shape, counts)
+
+    def answer(self, number: int) -> Answer:
+        """Return what is true of a frame, without imaging it."""
+        specimen = self.specimen(number)
+        tilt = (self.microscope["tilt_x"], self.microscope["tilt_y"])
+        site = np.column_stack([specimen.columns.kind, specimen.columns.cell]).astype(np.int64)
+        return Answer(column_table(specimen, tilt), site[listed(specimen, tilt)], self.field.image_shape)
 
 
 def make_evolution(plan: Plan, crystal: Crystal, script: Script, drift: Floats, pairs: int = 2) -> Evolution:
@@ -103,14 +117,6 @@ def make_evolution(plan: Plan, crystal: Crystal, script: Script, drift: Floats, 
     # Both fields count C1 from the exit plane of the whole specimen.
     field = replace(small.field, reference_z=large.field.reference_z)
     return Evolution(field, whole, microscope, detector, script, drift, pairs, seed)
-
-
-def _answer(specimen: Specimen, microscope: Microscope) -> tuple[ColumnTable, NDArray[np.int64]]:
-    """Return the columns on the image and their sites."""
-    tilt = (microscope["tilt_x"], microscope["tilt_y"])
-    columns = specimen.columns
-    site = np.column_stack([columns.kind, columns.cell]).astype(np.int64)
-    return column_table(specimen, tilt), site[listed(specimen, tilt)]
 
 
 def retreating_edge(begin: float, speed: float) -> Script:

@@ -15,8 +15,8 @@ from qhrtem.specimen.columns import ColumnModel
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-RATE = 0.01  # of columns that change between two images
-OTHERS = 24.0  # ends that a column could take instead: up to two sites more or less at both
+RATE = 0.1  # of columns that change between two images, in a specimen that changes at all
+OTHERS = 8.0  # ends that it then takes: up to two sites more or less at one of both
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from qhrtem.specimen.persistence import Persistence
 from qhrtem.specimen.rules import NeighbourStep, SurfaceEnergy
 from qhrtem.stages.descent import Descent
 from qhrtem.stages.joint import apply_step, total_cost
-from qhrtem.stages.linearise import REACH, Quadratic, linearise, possible_moves
+from qhrtem.stages.linearise import Quadratic, linearise, possible_moves
 from qhrtem.stages.move_model import MoveModel, profile
 from qhrtem.stages.objective import Bench, State
 from qhrtem.stages.terraces import settle
@@ -64,15 +64,13 @@ def count_round(
     collective: bool = False,
     past: Persistence | None = None,
     probe: torch.Tensor | None = None,
-    reach: int = REACH,
 ) -> CountRound:
     """Return the state after one round of joint count moves with everything continuous following along.
 
     collective: also look for sets of moves that pay only together with another mistilt. past: what an earlier
-    image of the specimen says of the column ends. probe: as for `linearise`; reach: sites by
-    which an end may move in one round.
+    image of the specimen says of the column ends. probe: as for `linearise`.
     """
-    candidates = {c: possible_moves(state.columns, c, reach) for c in moving}
+    candidates = {c: possible_moves(state.columns, c) for c in moving}
     quadratic = linearise(bench, state, imaging, positions, candidates, tick, probe)
     kept = None if probe is None else quadratic
     model = profile(state, quadratic)

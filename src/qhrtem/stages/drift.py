@@ -2,7 +2,11 @@
 
 A crystal looks the same after any lattice translation, so the frames' own correlation has many peaks. The
 last simulated image also knows where the crystal ends and how thick it is where; the misfit of the new frame
-against it, moved, tells the translations apart by as much χ² as these differ.
+against it, moved, tells the translations apart.
+
+What changed between the frames must not decide: two columns that left an edge weigh more in χ² than a whole
+specimen moved along that edge by a period. So on the scale of a column no place counts for more than what a
+change of its atoms is worth, and for less where the last frame did not show the specimen.
 """
 
 from __future__ import annotations
@@ -19,11 +23,16 @@ from torch import Tensor
 from qhrtem.grid import fft2, ifft2
 from qhrtem.model.forward import Field
 from qhrtem.model.micrograph import Micrograph
+from qhrtem.specimen.persistence import OTHERS, RATE
 
 Floats = NDArray[np.float64]
 LIMIT_A = 6.0  # largest drift from frame to frame that is looked for
 APART_A = 1.0  # minima nearer than this are one
-MOST = 12  # minima that are compared
+MOST = 8  # minima that are compared
+COLUMN_A = 0.5  # standard deviation of the smoothing that gives the misfit on the scale of a column
+PRICE = 2 * math.log(OTHERS / RATE)  # χ² units: what a changed column may cost at most
+UNSEEN = 0.25  # share of that where the last frame showed nothing: the specimen may be otherwise there
+RIM_A = 1.5  # of the last image that counts as not shown
 SHARE = 0.5  # of the limit: one standard deviation of the drift expected, along each axis
 
 
@@ -32,7 +41,7 @@ class Drift:
     """A movement of the specimen in the frame of the image."""
 
     step_A: Floats  # (2,) y, x
-    behind: float  # χ² units by which the next best movement is worse; inf where there is none
+    behind: float  # χ² units by which the next best movement explains less; inf where there is none
 
 
 def find_drift(image: Tensor, micrograph: Micrograph, field: Field, limit: float = LIMIT_A) -> Drift:
@@ -51,15 +60,52 @@ def find_drift(image: Tensor, micrograph: Micrograph, field: Field, limit: float
     cost = np.where(distance <= reach, cost, np.inf)
     lowest = ndimage.minimum_filter(cost, size=2 * max(round(APART_A / pixel / 2), 1) + 1, mode="wrap")
     places = np.argwhere((cost == lowest) & np.isfinite(cost))
-    places = places[np.argsort(cost[tuple(places.T)])][:MOST]
+    value = [_vertex(cost, place) for place in places]
     found = []
-    for row, col in places:
-        step, value = misfit.least(np.array([rows[row], cols[col]]))
-        found.append((value + 2 * (float(np.hypot(*step)) * pixel / (SHARE * reach)) ** 2, step * pixel))
+    for row, col in places[np.argsort(value)][:MOST]:
+        step, _ = misfit.least(np.array([rows[row], cols[col]]))
+        step = step * pixel
+        far = 2 * (float(np.hypot(*step)) / (SHARE * reach)) ** 2
+        found.append((_changed(image, micrograph, field, step) + far, step))
     found.sort(key=lambda f: f[0])
     best = found[0]
     others = [value for value, step in found[1:] if np.hypot(*(step - best[1])) > APART_A]
     return Drift(best[1], min(others, default=math.inf) - best[0])
+
+
+def _vertex(cost: Floats, place: NDArray[np.int64]) -> float:
+    """Return about what the minimum between the pixels around `place` is, by a parabola along each axis."""
+    value = float(cost[tuple(place)])
+    for axis in (0, 1):
+        step = np.eye(2, dtype=np.int64)[axis]
+        low, middle, high = (float(cost[tuple((place + k * step) % cost.shape)]) for k in (-1, 0, 1))
+        curvature = low - 2 * middle + high
+        if math.isfinite(curvature) and curvature > 0:
+            value -= (low - high) ** 2 / (8 * curvature)
+    return value
+
+
+def _changed(image: Tensor, micrograph: Micrograph, field: Field, step: Floats) -> float:
+    """Return how much of a frame (χ² units) is otherwise than in the last one moved by a step (2,) in Å.
+
+    Of the residual smoothed to the scale of a column, no place counts for more than `PRICE`, or a share of it
+    where the last frame did not show the specimen.
+    """
+    pixel = field.detector_pixel
+    width = COLUMN_A / pixel
+    usable = micrograph.valid & np.isfinite(micrograph.intensity)
+    moved = field.crop(moved_image(image, field, step)).cpu().numpy()
+    residual = np.where(usable, micrograph.intensity - moved, 0.0)
+    residual -= residual[usable].mean() * usable
+    variance = float(micrograph.variance(np.ones(1))[0])
+    alone = 4 * math.pi * width**2  # pixels that the smoothing makes one
+    square = ndimage.gaussian_filter(residual, width) ** 2 * alone / variance
+    price = np.full(residual.shape, PRICE)
+    for axis, size in enumerate(residual.shape):
+        there = np.arange(size) * pixel - step[axis]
+        hidden = (there < RIM_A) | (there > (size - 1) * pixel - RIM_A)
+        price[(slice(None),) * axis + (hidden,)] = PRICE * UNSEEN
+    return float(np.minimum(square, price)[usable].sum()) / alone
 
 
 class _Misfit:

@@ -261,7 +261,6 @@ def _settled(
             *(bench, state, lens, near, moving, surface, support, rejected),
             past=past,
             probe=probe,
-            reach=1,
         )
         state = final.state
         tell("counts", bench.chi2(state), f"{final.changed} columns changed")

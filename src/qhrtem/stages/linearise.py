@@ -75,11 +75,11 @@ def end_move(columns: ColumnModel, move: EndMove) -> Move:
     return Move((SiteChange(sites, sign),))
 
 
-def possible_moves(columns: ColumnModel, c: int, most: int = REACH) -> list[EndMove]:
-    """Return the end moves of a column by up to so many sites that leave at least one atom in it."""
+def possible_moves(columns: ColumnModel, c: int) -> list[EndMove]:
+    """Return the end moves of a column that leave at least one atom in it."""
     number = int(columns.last[c] - columns.first[c] + 1)
     out = []
-    reach = most if len(columns.kind_of(c).sites) > 1 else 1
+    reach = REACH if len(columns.kind_of(c).sites) > 1 else 1
     for end in (0, 1):
         for n in range(-reach, reach + 1):
             removed = n if end == 0 else -n
