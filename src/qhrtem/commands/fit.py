@@ -193,11 +193,12 @@ def _read(plan: Plan) -> tuple[RawImage, Crystal]:
     """Return image and crystal. Raises InputError where the image is of a kind that cannot be fitted."""
     from qhrtem.calibrate.claims import require_fittable
     from qhrtem.calibrate.intensity import planned_pitch
-    from qhrtem.io.micrograph import read_image
+    from qhrtem.io.masks import read_planned
     from qhrtem.specimen.crystal import read_cif
 
-    raw = read_image(plan.image.path, plan.image.dataset, plan.image.frame)
-    require_fittable(replace(raw, pixel_size_A=planned_pitch(plan.image, raw)))
+    raw = read_planned(plan.image)
+    for image in (raw, *raw.also):
+        require_fittable(replace(image, pixel_size_A=planned_pitch(plan.image, image)))
     return raw, read_cif(plan.structure.path)
 
 

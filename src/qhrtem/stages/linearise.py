@@ -162,7 +162,7 @@ def _of_image(
     tick: Callable[[float], None],
     probe: torch.Tensor | None,
 ) -> tuple[Bordered, Floats]:
-    """Return normal matrix and gradients (1 or 2, unknowns) by one image; state: as that image alone has it."""
+    """Return normal matrix and gradients (1 or 2, unknowns) of one image; state: as it alone has it."""
     window = WindowModel(bench.model, state.columns, state.microscope)
     image = window.image() + state.diffuse
     weight = misfit.weight(image).numpy()

@@ -62,7 +62,7 @@ class State:
         return np.concatenate([m.mean for m in lenses]), np.concatenate([m.sigma for m in lenses])
 
     def with_values(self, values: Floats) -> State:
-        """Return the state with the imaging parameters (N·P,) of all images; the specimen's from the first."""
+        """Return the state with the imaging parameters (N·P,) of all images, the specimen's of the first."""
         first, *rest = np.array(values).reshape(len(self.others) + 1, len(PARAMETERS))
         others = []
         for e, own in zip(self.others, rest, strict=True):
