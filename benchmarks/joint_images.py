@@ -2,11 +2,11 @@
 
     python benchmarks/joint_images.py [--only NAME …] [--out FILE]
 
-A wedge of BaTiO3 along [110] with rough faces (each column up to two sites longer or shorter at either end,
-at random), in a field of 2.6 nm, thermal motion by 8 frozen-phonon configurations, drift of several Å between
-images. "Alone": the first image. "Repeated": three images at C1 = 5 nm, each of the dose given. "Series": C1 =
-5, 9 and 13 nm. "One of three times the dose": what three times the electrons in one image would give. Columns
-are scored 3.5 Å inside the first image. "Said": the mean probability that a run gives its counts.
+A wedge of BaTiO3 along [110] with rough faces (each column up to a site longer or shorter at either end, at
+random), in a field of 2.6 nm, thermal motion by 8 frozen-phonon configurations, drift of several Å between
+images. "Alone": the first image. "Repeated": three images at C1 = 5 nm, each of the dose given. "Series":
+C1 = 5, 9 and 13 nm. "One of three times the dose": what three times the electrons in one image would give.
+Columns are scored 3.5 Å inside the first image. "Said": the mean probability that a run gives its counts.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ def together(
 ) -> tuple[Contender, tuple[Placed, ...], tuple[str, ...]]:
     """Return the further images joined to the first as one contender, where they lie, and notes.
 
-    reference, state: the first image and what was found in it. Raises InputError where an image does not
+    reference, state: the first image and what has been found in it. Raises InputError where an image does not
     show the structure.
     """
     exposures, misfits, placed, notes = [], [], [], []
@@ -376,8 +376,8 @@ def _require_explained(
         share = f"{100 * left / contrast:.0f} % of its contrast" if contrast > 0 else "nothing but noise"
         raise InputError(
             f"{image.path}: {image.name} must show the area and the structure of the first image; wherever "
-            f"it is laid, that leaves {share} unexplained, at most {100 * (1 - LEAST_EXPLAINED):.0f} % may be; "
-            "has the specimen changed, or is it of another place?"
+            f"it is laid, that leaves {share} unexplained, at most {100 * (1 - LEAST_EXPLAINED):.0f} % may "
+            "be; has the specimen changed, or is it of another place?"
         )
 
 

@@ -38,7 +38,7 @@ from qhrtem.stages.imaging import (
 from qhrtem.stages.objective import State
 from qhrtem.stages.result import Placed, make_twin
 from qhrtem.stages.start import planned_microscope, start_field
-from qhrtem.stages.structure import Contender, Rounds, settled
+from qhrtem.stages.structure import Contender, Rounds, finished, leading
 from qhrtem.stages.tasks import Executor
 from qhrtem.stages.thickness import Rival
 from qhrtem.stages.tiling import MOST_COLUMNS, fit_tiles
@@ -48,7 +48,6 @@ Floats = NDArray[np.float64]
 TRIALS = 96  # simulations of the global search over imaging parameters, for each orientation
 TIE = 2.0  # hypotheses within this factor of the best misfit are kept until the whole field decides
 ORIGINS = 3  # other places of the crystal that are tried
-ALONE_SHARE = 0.35  # of the work, done on the first of several images before the others join
 MOST_CONTENDERS = 4  # hypotheses that are compared on the whole field
 
 
@@ -97,20 +96,20 @@ def _settled(
 ) -> tuple[Rounds, State, tuple[Rival, ...], tuple[Placed, ...], tuple[str, ...]]:
     """Return rounds, state and rivals as `settled` does, where the further images lie, and notes on them.
 
-    The first image is fitted alone; from there the rounds go on with all images.
+    The first rounds see the first image alone; its structure says where the others lie, and from there all
+    go on together.
     """
+    rounds, done, rivals = leading(seed, contenders, parts)
     if not further:
-        return *settled(seed, contenders, parts), (), ()
-    parts.log.span = (0.0, ALONE_SHARE)
-    rounds, state, rivals = settled(seed, contenders, parts)
-    joined, placed, notes = together(rounds.contender, state, further, lattice, parts)
-    parts.log.span = (ALONE_SHARE, 1.0)
-    # Other thicknesses are compared anew, other places of the crystal are not.
-    elsewhere = tuple(r for r in rivals if r.counts is None)
-    if not placed:
-        return rounds, state, rivals, (), notes
-    rounds, state, rivals = settled(seed, [joined], parts)
-    return rounds, state, (*rivals, *elsewhere), placed, notes
+        state, others = finished(rounds, done)
+        return rounds, state, (*others, *rivals), (), ()
+    joined, placed, notes = together(rounds.contender, done.state, further, lattice, parts)
+    if placed:
+        rejected, rounds = rounds.rejected, Rounds(joined, parts, seed)
+        rounds.rejected.update(rejected)
+        done = rounds.part("positions", partial(rounds.positions, joined.state))
+    state, others = finished(rounds, done)
+    return rounds, state, (*others, *rivals), placed, notes
 
 
 def _require_alone(raw: RawImage, columns: int) -> None:

@@ -165,6 +165,15 @@ def settled(seed: int, contenders: list[Contender], parts: Parts) -> tuple[Round
 
     What is left is `Rounds.last`.
     """
+    rounds, done, rivals = leading(seed, contenders, parts)
+    state, others = finished(rounds, done)
+    return rounds, state, (*others, *rivals)
+
+
+def leading(
+    seed: int, contenders: list[Contender], parts: Parts
+) -> tuple[Rounds, Reached, tuple[Rival, ...]]:
+    """Return the rounds of the contender that leads after the first ones, how far it has come, and rivals."""
     every = []
     for number, contender in enumerate(contenders):
         rounds = Rounds(contender, parts, seed)
@@ -176,13 +185,17 @@ def settled(seed: int, contenders: list[Contender], parts: Parts) -> tuple[Round
         every.append((cost, number, rounds, done))
     every.sort(key=lambda e: e[:2])
     cost, _, rounds, done = every[0]
-    rivals = tuple(Rival(f"another place of the crystal ({n + 1})", c - cost) for c, n, *_ in every[1:])
+    rivals = (Rival(f"another place of the crystal ({n + 1})", c - cost) for c, n, *_ in every[1:])
+    return rounds, done, tuple(rivals)
+
+
+def finished(rounds: Rounds, done: Reached) -> tuple[State, tuple[Rival, ...]]:
+    """Return the state at which the rounds settle, and specimens of other thickness as its rivals."""
     done = rounds.run(done, range(EARLY_ROUNDS, COUNT_ROUNDS))
     lens = free_lens(done.state, LENS)
     rounds.log.done = 0.75
     rules = rounds.surface(done.state), rounds.support, rounds.rejected
-    state, others = other_thicknesses(rounds.bench, done.state, lens, *rules, rounds.part, rounds.log)
-    return rounds, state, (*others, *rivals)
+    return other_thicknesses(rounds.bench, done.state, lens, *rules, rounds.part, rounds.log)
 
 
 def eligible(start: Start) -> set[int]:
