@@ -60,7 +60,6 @@ class Further:
     path: str
     plan: Plan  # that of the first image with its own [image] and C1
     micrograph: Micrograph
-    lattice: Lattice
     c1_step_A: float | None  # change of C1 from the first image, if it was set
     drift_px: tuple[float, float] | None  # rows, columns, if it was stated
 
@@ -77,6 +76,20 @@ class Laid:
     state: State  # structure of the first image, lens of this one
     whole: tuple[int, int]  # rows, columns by which the specimen lies farther along, to a whole pixel
     lead: float  # χ² units by which the next best place is behind, inf where there is none
+
+
+@dataclass(frozen=True)
+class _Try:
+    """A further image at one of the places it may have, lens fitted."""
+
+    bench: Bench
+    state: State
+    whole: tuple[int, int]
+
+    def drift_A(self) -> Floats:
+        """Return the drift (2,) along rows and columns."""
+        rest = [self.state.microscope[name] for name in ("shift_y", "shift_x")]
+        return np.array(self.whole) * self.bench.model.field.detector_pixel + rest
 
 
 def own_plans(plan: Plan, number: int) -> list[tuple[Plan, float | None, tuple[float, float] | None]]:
@@ -119,7 +132,7 @@ def calibrated(
         _require_same_pixels(raw, own, plan, its, number)
         micrograph, found = calibrate(its, own, projection, parts, f"calibrate image {number}")
         _require_same_lattice(lattice, found, projection, own.path, number)
-        out.append(Further(number, own.path, its, micrograph, found, step, drift))
+        out.append(Further(number, own.path, its, micrograph, step, drift))
     return out
 
 
@@ -233,20 +246,20 @@ def displaced(image: NDArray[T], whole: tuple[int, int], fill: float) -> NDArray
 def lay(reference: Contender, state: State, image: Further, parts: Parts) -> Laid:
     """Return a further image laid on the first where it fits best, lens and thermal correction its own."""
     lens = first_lens(state, image)
-    tried: list[tuple[Bench, State, tuple[int, int]]] = []
+    tried: list[_Try] = []
     for whole, c1 in places(reference, state, image, lens):
         start = State(state.columns, lens.with_values(c1=c1), state.diffuse)
         misfit = misfit_at(reference, image.micrograph, whole, start.microscope)
         bench = Bench(reference.bench.model, misfit, reference.bench.workers)
         found = refine(bench, start, free_lens(start, (*EARLY, *SHIFT)), [], 4).state
-        tried.append((bench, found, whole))
+        tried.append(_Try(bench, found, whole))
     if not tried:
         raise InputError(
             f"{image.path}: {image.name} must show at least {100 * LEAST_OVERLAP:.0f} % of the area of the "
             "first image; is it of another area?"
         )
     best, lead = _leading(tried)
-    bench, found, whole = tried[best]
+    bench, found, whole = tried[best].bench, tried[best].state, tried[best].whole
     found = corrected(bench, found, PHONON_PAIRS[0], np.random.default_rng(0))
     found = refine(bench, found, free_lens(found, (*EARLY, *SHIFT)), [], 3).state
     place = f"moved by {whole[0]:+d} rows, {whole[1]:+d} columns"
@@ -280,25 +293,25 @@ def places(
     window = field.crop(reference.bench.misfit.used).numpy()
     overlay = Overlay(image.micrograph.intensity, image.micrograph.valid, window)
     levels = np.arange(low, high + 1, C1_STEP_A)
-    best = np.full(overlay.shape, np.inf)
+    best = np.full(overlay.shape, -np.inf)
     focus = np.zeros(overlay.shape)
     for c1 in levels:
         shown = field.crop(reference.bench.image(State(state.columns, lens.with_values(c1=float(c1)))))
-        found = overlay.misfit(shown.double().numpy())
-        better = found < best
+        found = overlay.gain(shown.double().numpy())
+        better = found > best
         best[better], focus[better] = found[better], c1
     if image.drift_px is not None:
         away = np.hypot(*(d - s for d, s in zip(overlay.drifts(), image.drift_px, strict=True))) * pixel
-        best[away > STATED_DRIFT_A] = np.inf
+        best[away > STATED_DRIFT_A] = -np.inf
     reach = 2 * int(np.ceil(APART_A / pixel)) + 1
-    lowest = (best == ndimage.minimum_filter(best, reach, mode="wrap")) & np.isfinite(best)
+    peak = (best == ndimage.maximum_filter(best, reach, mode="wrap")) & np.isfinite(best)
     rows, cols = overlay.drifts()
-    order = sorted(np.argwhere(lowest).tolist(), key=lambda n: float(best[tuple(n)]))[:MOST_PLACES]
+    order = sorted(np.argwhere(peak).tolist(), key=lambda n: -float(best[tuple(n)]))[:MOST_PLACES]
     return [((int(rows[r, 0]), int(cols[0, c])), float(focus[r, c])) for r, c in order]
 
 
 class Overlay:
-    """The misfit of a measured image to a simulated one at every whole drift, by correlation."""
+    """How much better than vacuum a simulated image describes a measured one at every whole drift."""
 
     def __init__(self, measured: Floats, valid: Bools, window: Bools) -> None:
         """measured, valid: the image, vacuum = 1; window: where the simulated image is known."""
@@ -307,25 +320,25 @@ class Overlay:
         self.window = window
         use = valid & np.isfinite(measured)
         self.used = self._spectrum(use)
-        filled = np.where(use, measured - 1.0, 0.0)
-        self.linear, square = self._spectrum(filled), self._spectrum(filled**2)
-        seen = self._spectrum(window).conj()
-        self.square = self._back(square * seen)
-        self.number = self._back(self.used * seen)
+        self.linear = self._spectrum(np.where(use, measured - 1.0, 0.0))
+        self.number = self._back(self.used * self._spectrum(window).conj())
 
     def drifts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the drift (rows, 1) and (1, columns) in pixels that each place of a misfit stands for."""
+        """Return the drift (rows, 1) and (1, columns) in pixels that each place of a gain stands for."""
         rows, cols = (((np.arange(n) + n // 2) % n) - n // 2 for n in self.shape)
         return rows[:, None], cols[None, :]
 
-    def misfit(self, simulated: Floats) -> Floats:
-        """Return the mean squared difference at each drift; infinite where the images hardly overlap."""
+    def gain(self, simulated: Floats) -> Floats:
+        """Return Σ (measured − 1)² − (measured − simulated)² over what overlaps at each drift.
+
+        A sum, so that much explained counts for more than a little; minus infinity where the images hardly
+        overlap.
+        """
         known = np.where(self.window, simulated - 1.0, 0.0)
         cross = self._back(self.linear * self._spectrum(known).conj())
         own = self._back(self.used * self._spectrum(known**2).conj())
         enough = self.number >= LEAST_OVERLAP * self.window.sum()
-        total = self.square - 2 * cross + own
-        return np.where(enough, total / np.maximum(self.number, 1.0), np.inf)
+        return np.where(enough, 2 * cross - own, -np.inf)
 
     def _spectrum(self, image: NDArray[np.generic]) -> NDArray[np.complex128]:
         return np.asarray(fft.rfft2(image.astype(float), self.shape))
@@ -334,28 +347,32 @@ class Overlay:
         return np.asarray(fft.irfft2(spectrum, self.shape))
 
 
-def _leading(tried: list[tuple[Bench, State, tuple[int, int]]]) -> tuple[int, float]:
+def _leading(tried: list[_Try]) -> tuple[int, float]:
     """Return which place is the best, and by how much χ² it leads, each pair on the pixels both use."""
     best = 0
-    leads: dict[int, float] = {}
     for n in range(1, len(tried)):
         if _behind(tried[n], tried[best]) < 0:
             best = n
-    for n in range(len(tried)):
-        if n != best:
-            leads[n] = _behind(tried[n], tried[best])
-    return best, min(leads.values(), default=np.inf)
+    place = [t.drift_A() for t in tried]
+    # Neighbouring starts may have come to the same place.
+    others = [n for n in range(len(tried)) if np.linalg.norm(place[n] - place[best]) > APART_A / 2]
+    return best, max(min((_behind(tried[n], tried[best]) for n in others), default=np.inf), 0.0)
 
 
-def _behind(other: tuple[Bench, State, tuple[int, int]], best: tuple[Bench, State, tuple[int, int]]) -> float:
-    """Return how much more χ² one place has than another on the pixels of the image that both use."""
-    costs = []
+def _behind(other: _Try, best: _Try) -> float:
+    """Return how much more χ² one place has than another on the pixels of the image that both use.
+
+    Where these are few, on all pixels that either uses: those beyond its own are to it as vacuum.
+    """
+    costs, fewest = [], LEAST_OVERLAP * min(other.bench.misfit.pixels, best.bench.misfit.pixels)
     for mine, its in ((other, best), (best, other)):
-        bench, state, whole = mine
         # The other's pixels, seen where this one has put the image.
-        apart = (whole[0] - its[2][0], whole[1] - its[2][1])
-        used = torch.from_numpy(displaced(its[0].misfit.used.numpy(), apart, False))
-        costs.append(replace(bench.misfit, used=bench.misfit.used & used).cost(bench.image(state)))
+        apart = (mine.whole[0] - its.whole[0], mine.whole[1] - its.whole[1])
+        used = torch.from_numpy(displaced(its.bench.misfit.used.numpy(), apart, False))
+        image, misfit = mine.bench.image(mine.state), mine.bench.misfit
+        both = replace(misfit, used=misfit.used & used)
+        beyond = misfit.cost(torch.ones_like(image)) if both.pixels < fewest else 0.0
+        costs.append((misfit if both.pixels < fewest else both).cost(image) - beyond)
     return costs[0] - costs[1]
 
 
@@ -389,11 +406,12 @@ class LaidForm:
 
     def save(self, value: Laid) -> Snapshot:
         """Return the snapshot of an image's lens and place."""
-        inner = self.form.save(Reached(value.state, value.lead if np.isfinite(value.lead) else -1.0))
-        return Snapshot({**inner.facts, "whole": list(value.whole)}, inner.arrays)
+        inner = self.form.save(Reached(value.state))
+        lead = float(value.lead) if np.isfinite(value.lead) else None
+        return Snapshot({**inner.facts, "whole": list(value.whole), "lead": lead}, inner.arrays)
 
     def load(self, snapshot: Snapshot) -> Laid:
         """Return what a snapshot holds."""
         inner = self.form.load(snapshot)
-        row, col = snapshot.facts["whole"]
-        return Laid(inner.state, (int(row), int(col)), inner.number if inner.number >= 0 else np.inf)
+        (row, col), lead = snapshot.facts["whole"], snapshot.facts["lead"]
+        return Laid(inner.state, (int(row), int(col)), np.inf if lead is None else lead)
