@@ -1,6 +1,6 @@
 """Several images of one area against one of them: counts, positions and what is said of both.
 
-    python benchmarks/joint_images.py [--only NAME …] [--out FILE]
+    python benchmarks/joint_images.py [--only NAME …] [--keep FILE] [--out FILE]
 
 A wedge of BaTiO3 along [110] with rough faces (each column up to a site longer or shorter at either end, at
 random), in a field of 2 nm, thermal motion by 8 frozen-phonon configurations, drift of several Å between
@@ -15,6 +15,7 @@ import argparse
 import json
 import time
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,15 @@ import numpy as np
 import torch
 
 from qhrtem.commands.doctor import matched
-from qhrtem.engines.protocol import engine_named, simulate
+from qhrtem.engines.ours import Ours
+from qhrtem.engines.protocol import configurations_of
 from qhrtem.errors import InputError, QualityError
 from qhrtem.model.forward import ForwardModel
 from qhrtem.model.micrograph import RawImage
-from qhrtem.model.microscope import nominal
+from qhrtem.model.microscope import Microscope, nominal
 from qhrtem.model.twin import ColumnTable, Twin
 from qhrtem.physics.detector import add_noise
+from qhrtem.physics.potential import Thermal
 from qhrtem.plan import Plan, plan_from_tables
 from qhrtem.run.process import prepare
 from qhrtem.simulate.phantom import job_of
@@ -109,39 +112,55 @@ def rough_specimen(plan: Plan, seed: int) -> Specimen:
 
 def images_of(case: Case, seed: int) -> tuple[RawImage, ColumnTable]:
     """Return the images of a case, the further ones along with the first, and the columns of the first."""
+    clean, table = clean_images(seed)
+    raws = []
+    for n, c1 in enumerate(case.c1_nm):
+        generator = torch.Generator().manual_seed(1000 * seed + n)
+        counts = add_noise(clean[n, c1], case.dose * PIXEL_A**2, 1.0, 0.0, 0.0, generator).numpy()
+        raws.append(RawImage(counts, f"image {n + 1}"))
+    return replace(raws[0], also=tuple(raws[1:])), table
+
+
+@lru_cache
+def clean_images(seed: int) -> tuple[dict[tuple[int, float], torch.Tensor], ColumnTable]:
+    """Return the images of all cases without noise by place in the series and C1 (nm), and their columns."""
     plan = plan_of()
-    assert plan.simulate is not None
     specimen = rough_specimen(plan, seed)
     base = nominal(3e5).with_values(
         **{"a1_x": 6.0, "a1_y": -4.0, "b2_x": 120.0, "b2_y": -80.0, "tilt_x": 0.8e-3, "tilt_y": -0.6e-3},
         **{"vibration_xx": 0.24**2, "vibration_yy": 0.26**2, "b_scale": 1.0, "absorption": 1.0},
     )
-    size, model = round(FIELD_A / PIXEL_A), ForwardModel(specimen.field, base.energy)
-    middle = round(ROUND_A / PIXEL_A / 2)
-    raws = []
-    for n, c1 in enumerate(case.c1_nm):
-        whole = np.floor(np.array(DRIFTS_A[n]) / PIXEL_A).astype(int)
-        rest = np.array(DRIFTS_A[n]) - whole * PIXEL_A
+    size, middle = round(FIELD_A / PIXEL_A), round(ROUND_A / PIXEL_A / 2)
+    model = ForwardModel(specimen.field, base.energy)
+    keys = sorted({(n, c1) for case in CASES for n, c1 in enumerate(case.c1_nm)})
+    whole = [np.floor(np.array(d) / PIXEL_A).astype(int) for d in DRIFTS_A]
+    lenses = []
+    for n, c1 in keys:
+        rest = np.array(DRIFTS_A[n]) - whole[n] * PIXEL_A
         # Each image has a lens of its own, as it would after some minutes.
-        lens = base.with_values(c1=10 * c1, a1_x=6.0 + 3 * n, shift_y=rest[0], shift_x=rest[1])
-        job = job_of(specimen, lens, plan.simulate)
-        sharp = simulate(
-            engine_named("qhrtem"), job, PHONONS, np.random.default_rng([seed, 3]), lambda done: None
-        )
-        whole_image = specimen.field.crop(model.detect(sharp, model.response(lens)))
-        top, left = middle - whole
-        part = whole_image[top : top + size, left : left + size].double()
-        electrons = case.dose * PIXEL_A**2
-        generator = torch.Generator().manual_seed(1000 * seed + n)
-        counts = add_noise(part, electrons, 1.0, 0.0, 0.0, generator).numpy()
-        raws.append(RawImage(counts, f"image {n + 1}"))
+        lenses.append(base.with_values(c1=10 * c1, a1_x=6.0 + 3 * n, shift_y=rest[0], shift_x=rest[1]))
+    out = {}
+    for key, lens, sharp in zip(keys, lenses, sharp_images(plan, specimen, lenses, seed), strict=True):
+        everything = specimen.field.crop(model.detect(sharp, model.response(lens)))
+        top, left = middle - whole[key[0]]
+        out[key] = everything[top : top + size, left : left + size].double()
     table = column_table(specimen, (base["tilt_x"], base["tilt_y"]))
-    table = replace(
-        table,
-        position_px=table.position_px - middle,
-        element_position_px=table.element_position_px - middle,
-    )
-    return replace(raws[0], also=tuple(raws[1:])), table
+    moved = {name: getattr(table, name) - middle for name in ("position_px", "element_position_px")}
+    return out, replace(table, **moved)
+
+
+def sharp_images(plan: Plan, specimen: Specimen, lenses: list[Microscope], seed: int) -> list[torch.Tensor]:
+    """Return what each lens makes of the specimen, averaged over the same frozen-phonon configurations."""
+    assert plan.simulate is not None
+    engine = Ours()
+    jobs = [replace(job_of(specimen, lens, plan.simulate), thermal=Thermal(rigid=True)) for lens in lenses]
+    total = [torch.zeros(jobs[0].grid.shape, dtype=torch.float64) for _ in lenses]
+    warm = job_of(specimen, lenses[0], plan.simulate)
+    for cell in configurations_of(warm, PHONONS, np.random.default_rng([seed, 3])):
+        wave = engine.exit_wave(replace(jobs[0], cell=cell))
+        for n, job in enumerate(jobs):
+            total[n] += engine.image(wave, job)
+    return [(t / PHONONS).to(jobs[0].grid.dtype) for t in total]
 
 
 def scored(case: Case, twin: Twin, truth: ColumnTable) -> list[str]:
@@ -212,16 +231,20 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="*", default=[], help="names of cases, as 'series 1000'")
     parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--keep", type=Path, help="JSON of finished lines, which are not computed again")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     a = parser.parse_args()
     prepare()
-    lines = []
+    kept = json.loads(a.keep.read_text("utf-8")) if a.keep and a.keep.is_file() else {}
     for case in CASES:
-        if a.only and f"{case.name} {case.dose:g}" not in a.only:
-            continue
-        lines.append(line(case, a.seed))
-        write(lines, a.out)
-        print(json.dumps(lines[-1], ensure_ascii=False), flush=True)
+        name = f"{case.name} {case.dose:g}"
+        if name not in kept and (not a.only or name in a.only):
+            kept[name] = line(case, a.seed)
+            if a.keep:
+                a.keep.write_text(json.dumps(kept, ensure_ascii=False, indent=1), "utf-8")
+            print(json.dumps(kept[name], ensure_ascii=False), flush=True)
+    names = [f"{case.name} {case.dose:g}" for case in CASES]
+    write([kept[name] for name in names if name in kept], a.out)
 
 
 if __name__ == "__main__":
