@@ -26,7 +26,8 @@ def plan_reference() -> str:
     ranges = _ranges(source)
     classes = {n.name: n for n in ast.parse(source).body if isinstance(n, ast.ClassDef)}
     tables = {"image": "ImagePlan", "[image.also]": "FurtherPlan", "microscope": "MicroscopePlan",
-              "structure": "StructurePlan", "run": "RunPlan", "simulate": "SimulatePlan"}  # fmt: skip
+              "structure": "StructurePlan", "run": "RunPlan", "series": "SeriesPlan",
+              "simulate": "SimulatePlan"}  # fmt: skip
     out = []
     for table, name in tables.items():
         node = classes[name]

@@ -323,3 +323,9 @@ def test_contradictions_of_further_images_are_refused(image, said):
     with pytest.raises(PlanError) as caught:
         plan_from_tables({**tables(), "image": {"path": "image.tif", **image}}, "my.toml")
     assert said in str(caught.value)
+
+
+def test_a_series_is_followed_or_its_frames_are_fitted_together():
+    given = {**tables(), "image": {"path": "image.tif", "frames": "all"}, "series": {"interval_s": 0.5}}
+    with pytest.raises(PlanError, match=r"takes \[series\], which follows changes .* got both"):
+        plan_from_tables(given, "my.toml")

@@ -23,6 +23,7 @@ __all__ = [
     "polarisation",
     "profile",
     "read",
+    "read_series",
     "strain_map",
     "thickness_at",
     "valence_sums",

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from qhrtem.errors import PlanError
 from qhrtem.io.masks import read_planned
+from qhrtem.io.series_file import read_series
 from qhrtem.io.structure_files import ase_atoms
 from qhrtem.io.twin import read_twin, write_results
 from qhrtem.model.twin import Step, Twin
@@ -54,6 +55,7 @@ __all__ = [
     "polarisation",
     "profile",
     "read",
+    "read_series",
     "strain_map",
     "thickness_at",
     "valence_sums",

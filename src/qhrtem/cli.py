@@ -1,4 +1,4 @@
-"""The command line: `qhrtem fit`, `demo`, `resume`, `inspect`, `simulate`, `report`, `serve`, `doctor`.
+"""The command line: `qhrtem fit`, `watch`, `demo`, `resume`, `inspect`, `simulate`, `report`, …
 
 Commands import what they need when they run, so that help comes at once. Every expected failure ends with one
 red line on standard error and the exit code of its kind; see `qhrtem.errors`.
@@ -95,10 +95,13 @@ def fit(
     c3: Annotated[float | None, typer.Option(help="µm, negative for negative-C3 imaging.")] = None,
     dataset: Dataset = None,
     frame: Frame = None,
+    series: Annotated[
+        bool, typer.Option("--series", help="Fit all frames of the file, each from those before it.")
+    ] = False,
     workers: Workers = 1,
     scheduler: Scheduler = None,
 ) -> None:
-    """Fit a three-dimensional model to one image. Options override the plan."""
+    """Fit a three-dimensional model to one image, or to each frame of a series. Options override the plan."""
     asked: dict[str, dict[str, Any]] = {
         "image": {
             "pixel_size_A": pixel_size,
@@ -112,11 +115,47 @@ def fit(
         "structure": {"path": structure, "zone_axis": _direction(zone)},
         "run": {"seed": seed, "device": device},
     }
+    if series:
+        asked["series"] = {}
     plan, spread = _plan(source, asked), _spread(workers, scheduler)
+    if plan.series is not None:
+        from qhrtem.commands.series import fit_series
+
+        fit_series(plan, out, force, spread)
+        return
 
     from qhrtem.commands.fit import fit_plan
 
     fit_plan(plan, out, force, spread)
+
+
+@app.command()
+@explained
+def watch(
+    folder: Annotated[Path, typer.Argument(help="Folder that the microscope writes its frames to.")],
+    plan: Annotated[Path, typer.Option("--plan", help="PLAN.toml; its [image] path is not needed.")],
+    out: Out,
+    force: Force = False,
+    pattern: Annotated[str | None, typer.Option(help="Names of the frames, by wildcards.")] = None,
+    drop: Annotated[
+        bool, typer.Option("--drop", help="Leave out all but the newest where several frames wait.")
+    ] = False,
+    idle: Annotated[
+        float | None, typer.Option(help="Seconds without a new frame before the series is complete.", min=0)
+    ] = None,
+    workers: Workers = 1,
+    scheduler: Scheduler = None,
+) -> None:
+    """Fit frames as they appear in a folder, each from those before it."""
+    if not folder.is_dir():
+        raise PlanError(f"{folder}: is no folder; give the one that the microscope writes its frames to")
+    asked = {"folder": folder, "pattern": pattern, "idle_s": idle, "behind": "drop" if drop else None}
+    # Until the first file is there, the folder stands for it.
+    given = _plan(plan, {"image": {"path": folder}, "series": asked})
+
+    from qhrtem.commands.series import watch_folder
+
+    watch_folder(given, out, force, _spread(workers, scheduler))
 
 
 @app.command()

@@ -1,9 +1,9 @@
 """Plan: what was asked, in the units users write, checked before any work starts.
 
-A plan is a TOML file of four tables, `[image]`, `[microscope]`, `[structure]` and `[run]`; a fifth,
-`[simulate]`, describes a phantom to be made. Every key carries its unit. What is left out is found from the
-image or assumed, and the report says which. Conversion to the internal units (Å, rad) happens once, in
-`qhrtem.model.microscope`; here a number stays as it was written.
+A plan is a TOML file of four tables, `[image]`, `[microscope]`, `[structure]` and `[run]`; two more,
+`[series]` and `[simulate]`, describe frames in the order of time and a phantom to be made. Every key carries
+its unit. What is left out is found from the image or assumed, and the report says which. Conversion to the
+internal units (Å, rad) happens once, in `qhrtem.model.microscope`; here a number stays as it was written.
 """
 
 from __future__ import annotations
@@ -217,6 +217,28 @@ class RunPlan(_Table):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
 
 
+_Interval = Annotated[_Number, _within(1e-6, 1e6, "s")]
+_Idle = Annotated[_Number, _within(0.0, 1e6, "s")]
+
+
+class SeriesPlan(_Table):
+    """Frames of one specimen in the order of time: those of one file, or files as a folder gets them."""
+
+    interval_s: _Interval | None = None  # from frame to frame
+    first: Annotated[int, Strict(), Field(ge=0)] = 0  # of the frames of the file
+    last: Annotated[int, Strict(), Field(ge=0)] | None = None  # the last there is where left out
+    folder: Path | None = None  # to be watched; [image] path is then its first file
+    pattern: str = "*"  # names of its files, by wildcards
+    behind: Literal["keep", "drop"] = "keep"  # "drop": all but the newest where several files wait
+    idle_s: _Idle = 60.0  # without a new file before the series is complete
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.last is not None and self.last < self.first:
+            raise ValueError(f"last must not come before first ({self.first}), got {self.last}")
+        return self
+
+
 _Field = Annotated[_Number, _within(1.0, 100.0, "nm", above="was it given in Å?")]
 _Thickness = Annotated[_Number, _within(0.2, 100.0, "nm", "was it given in µm?", "was it given in Å?")]
 _Vacuum = Annotated[_Number, _within(0.0, 50.0, "nm", above="was it given in Å?")]
@@ -282,6 +304,16 @@ class Plan(_Table):
     structure: StructurePlan
     run: RunPlan = RunPlan()
     simulate: SimulatePlan | None = None
+    series: SeriesPlan | None = None
+
+    @model_validator(mode="after")
+    def _one_use_of_several_images(self) -> Self:
+        if self.series is not None and (self.image.frames or self.image.also):
+            raise ValueError(
+                "takes [series], which follows changes from frame to frame, or frames and [[image.also]] in "
+                "[image], which fit one structure to all, got both; leave one out"
+            )
+        return self
 
 
 _KINDS: dict[str, type[_Table]] = {
@@ -290,6 +322,7 @@ _KINDS: dict[str, type[_Table]] = {
     "structure": StructurePlan,
     "run": RunPlan,
     "simulate": SimulatePlan,
+    "series": SeriesPlan,
 }
 
 
@@ -361,7 +394,7 @@ def _check_tables(tables: Mapping[str, Any], origin: str) -> None:
 def _rooted(tables: Tables, folder: Path) -> dict[str, dict[str, Any]]:
     """Copy the tables with their paths made absolute against a folder."""
     out = {name: dict(table) for name, table in tables.items()}
-    for table, key in (("image", "path"), ("structure", "path"), ("image", "mtf"), ("image", "mask")):
+    for table, key in PATHS:
         value = out.get(table, {}).get(key)
         if isinstance(value, (str, Path)):
             absolute = (folder / Path(value).expanduser()).resolve()
@@ -381,6 +414,9 @@ def _further_rooted(entry: object, folder: Path) -> object:
         if isinstance(entry.get(key), (str, Path))
     }
     return {**entry, **absolute}
+
+
+PATHS = (("image", "path"), ("structure", "path"), ("image", "mtf"), ("image", "mask"), ("series", "folder"))
 
 
 def _measured(path: Path) -> MtfTable:

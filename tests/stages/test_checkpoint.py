@@ -30,7 +30,7 @@ from qhrtem.stages.checkpoint import (
     Snapshot,
 )
 from qhrtem.stages.imaging import Hypothesis
-from qhrtem.stages.objective import Exposure, State
+from qhrtem.stages.objective import OwnLens, State
 
 STO = projection("SrTiO3", (0, 0, 1))
 
@@ -104,7 +104,7 @@ def test_further_images_come_back_the_same() -> None:
     """Each with its own lens, MTF and thermal correction."""
     before = reached(3, 0.1)
     second, third = reached(4, torch.linspace(0, 1 / 7, 30).reshape(5, 6)), reached(5, 0.0, np.eye(2))
-    others = tuple(Exposure(r.state.microscope, r.state.diffuse) for r in (second, third))
+    others = tuple(OwnLens(r.state.microscope, r.state.diffuse) for r in (second, third))
     whole = Reached(replace(before.state, others=others), 1 / 3)
     for after in through(ReachedForm(STO), whole):
         assert len(after.state.others) == 2

@@ -17,7 +17,7 @@ from qhrtem.stages.counts import count_round
 from qhrtem.stages.joint import apply_step, refine, total_cost
 from qhrtem.stages.linearise import EndMove, linearise, prior_cost, prior_normal
 from qhrtem.stages.model_error import of_images, pooled
-from qhrtem.stages.objective import Bench, Exposure, State, white_noise
+from qhrtem.stages.objective import Bench, OwnLens, State, white_noise
 from qhrtem.stages.structure import EARLY, LENS, corrected, free_lens
 from qhrtem.stages.thickness import shifted
 from slabs import Slab, slab
@@ -44,7 +44,7 @@ def pair_of(island: Slab) -> State:
     shift[:, 1] = shift[:, 0] + rng.normal(0, 0.01, (len(shift), 2))
     first = island.microscope.with_values(c1=56.0, tilt_x=1e-3)
     second = first.with_values(c1=88.0, shift_x=0.06, scale=0.99)
-    return State(replace(island.columns, shift=shift), first, 0.01, (Exposure(second, -0.02),))
+    return State(replace(island.columns, shift=shift), first, 0.01, (OwnLens(second, -0.02),))
 
 
 def test_numbers_name_image_and_parameter() -> None:
@@ -158,7 +158,7 @@ def test_repeated_frames_count_as_their_photons(island: Slab) -> None:
     number, electrons = 4, 5000.0
     lens, every = island.microscope, list(range(len(island.columns)))
     bench = bench_of_series(island, island.columns, [lens] * number, electrons)
-    start = State(island.columns, lens, 0.0, (Exposure(lens),) * (number - 1))
+    start = State(island.columns, lens, 0.0, (OwnLens(lens),) * (number - 1))
     free = [numbered(name, n) for n in range(number) for name in ("c1", "a1_x", "vibration_xx")]
     found = refine(bench, start, free, every, 4)
     one = Bench(island.model, bench.misfit)
@@ -200,7 +200,7 @@ def test_a_focal_series_settles_counts_that_one_image_leaves_open(island: Slab) 
     )
     begun = [m.with_values(c1=m["c1"] + 3, shift_y=0.0) for m in lenses]
     wrong, error = [], []
-    for others, misfits in (((), ()), (tuple(Exposure(m) for m in begun[1:]), bench.others)):
+    for others, misfits in (((), ()), (tuple(OwnLens(m) for m in begun[1:]), bench.others)):
         state = State(columns, begun[0], 0.0, others)
         its = Bench(island.model, bench.misfit, others=misfits)
         state = refine(its, state, free_lens(state, EARLY), [], 3).state

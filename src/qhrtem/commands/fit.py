@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from qhrtem.errors import InputError, Interrupted, QualityError, ResourceError
+from qhrtem.errors import InputError, Interrupted, PlanError, QualityError, ResourceError
 from qhrtem.terminal import Progress, print_warning
 
 LONGEST_S = 12 * 3600.0  # a fit that would take longer is refused: it is a mistake more often than a wish
@@ -38,6 +38,8 @@ def fit_plan(plan: Plan, out: Path, force: bool = False, spread: Spread | None =
     """
     from qhrtem.run.folder import check_free
 
+    if plan.series is not None:
+        raise PlanError("the plan has [series]: fit it with commands.series.fit_series")
     check_free(out, force)
     raw, crystal = _read(plan)
 
@@ -45,7 +47,7 @@ def fit_plan(plan: Plan, out: Path, force: bool = False, spread: Spread | None =
     from qhrtem.run.execution import check_spread
     from qhrtem.run.session import begin
 
-    _announce(plan, raw, crystal)
+    announce(plan, raw, crystal)
     check_spread(spread)
 
     with begin(plan, out, force) as session:
@@ -59,7 +61,7 @@ def fit_plan(plan: Plan, out: Path, force: bool = False, spread: Spread | None =
 
 def resume_run(
     path: Path, child: Path | None = None, force: bool = False, spread: Spread | None = None
-) -> Twin:
+) -> None:
     """Go on with an unfinished run, or with a child of it, to the same results as without the interruption.
 
     Raises PlanError where there is no such run, or where it was begun with other inputs or another program
@@ -70,14 +72,11 @@ def resume_run(
 
     console = Console(stderr=True)
     if child is None and settle(path):
-        from qhrtem.io.twin import read_twin
-
-        twin = read_twin(path)
         print_warning(console, f"{path}: the run is finished; nothing was left to do")
-        _conclude(twin, path)
-        return twin
+        _conclude_again(path)
+        return
     check_spread(spread)
-    with _told(console):
+    with told(console):
         if child is None:
             session = resume(path)
         else:
@@ -86,8 +85,13 @@ def resume_run(
                 console, f"{child}: child of {path}, {'; '.join(differences) or 'with nothing changed'}"
             )
     with session:
+        if session.plan.series is not None:
+            from qhrtem.commands.series import work
+
+            work(session, spread)
+            return
         raw, crystal = _read(session.plan)
-        return _work(session, raw, crystal, spread)
+        _work(session, raw, crystal, spread)
 
 
 def _work(session: Session, raw: RawImage, crystal: Crystal, spread: Spread | None) -> Twin:
@@ -100,8 +104,8 @@ def _work(session: Session, raw: RawImage, crystal: Crystal, spread: Spread | No
     console, folder = Console(), session.folder.path
     remedy = f"go on with `qhrtem resume {folder}`"
     try:
-        with stoppable(remedy), _told(Console(stderr=True)):
-            with _workers(session, spread) as executor, Progress(console) as progress:
+        with stoppable(remedy), told(Console(stderr=True)):
+            with workers_of(session, spread) as executor, Progress(console) as progress:
                 for step in session.past:
                     progress(step)
 
@@ -123,7 +127,7 @@ def _work(session: Session, raw: RawImage, crystal: Crystal, spread: Spread | No
 
 
 @contextmanager
-def _workers(session: Session, spread: Spread | None) -> Iterator[Executor | None]:
+def workers_of(session: Session, spread: Spread | None) -> Iterator[Executor | None]:
     """Give what does the tasks of a run, None for nobody else; what has been done is kept in the run."""
     if spread is None:
         yield None
@@ -139,7 +143,7 @@ def _workers(session: Session, spread: Spread | None) -> Iterator[Executor | Non
         yield Kept(executor, session.store)
 
 
-def _announce(plan: Plan, raw: RawImage, crystal: Crystal) -> None:
+def announce(plan: Plan, raw: RawImage, crystal: Crystal) -> None:
     """Say what the fit will need, and raise ResourceError where this machine does not have it."""
     from qhrtem.calibrate.intensity import mean_pitch
     from qhrtem.machine import cores, free_memory, in_words
@@ -205,7 +209,7 @@ def _read(plan: Plan) -> tuple[RawImage, Crystal]:
 
 
 @contextmanager
-def _told(console: Console) -> Iterator[None]:
+def told(console: Console) -> Iterator[None]:
     """Print warnings about journal, checkpoints and workers as yellow lines; others go their usual way."""
     from qhrtem.run.dispatch import ExecutionWarning
     from qhrtem.run.journal import JournalWarning
@@ -224,6 +228,19 @@ def _told(console: Console) -> Iterator[None]:
             warnings.simplefilter("always", category)
         warnings.showwarning = show  # type: ignore[assignment]
         yield
+
+
+def _conclude_again(folder: Path) -> None:
+    """Say once more what came out of a finished run."""
+    if (folder / "series.h5").is_file():
+        from qhrtem.commands.series import conclude
+        from qhrtem.io.series_file import read_series
+
+        conclude(read_series(folder), folder)
+        return
+    from qhrtem.io.twin import read_twin
+
+    _conclude(read_twin(folder), folder)
 
 
 def _conclude(twin: Twin, folder: Path) -> None:

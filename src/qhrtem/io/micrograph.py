@@ -76,13 +76,27 @@ def read_frames(
     Raises InputError as `read_image` does, and where there is no series.
     """
     path = Path(path)
-    signal = _chosen(_signals(path), dataset, path)
-    number = len(_stack(np.asarray(signal["data"]), _axes(signal))[0])
+    signal = read_signal(path, dataset)
+    number = frames_in(signal)
     if number < 2:
         raise InputError(f"{path}: frames needs a series of at least two images, got one; leave it out")
     beside = _beside(path)
     found = [image_of_signal(signal, path, n) for n in (frames or range(number))]
     return tuple(replace(raw, metadata={**(raw.metadata or {}), **beside}) for raw in found)
+
+
+def read_signal(path: str | Path, dataset: str | None = None) -> dict[str, Any]:
+    """Return an image, or a series of images, as RosettaSciIO describes it.
+
+    Raises what `read_image` raises for the file; each image is checked by `image_of_signal`.
+    """
+    path = Path(path)
+    return _chosen(_signals(path), dataset, path)
+
+
+def frames_in(signal: Mapping[str, Any]) -> int:
+    """Return how many images a signal holds."""
+    return len(_stack(np.asarray(signal["data"]), _axes(signal))[0])
 
 
 def image_of_signal(signal: Mapping[str, Any], path: str | Path, frame: int | None = None) -> RawImage:
@@ -249,7 +263,7 @@ def _one_frame(
     if frame is None and len(stack) != 1:
         raise InputError(
             f"{path}: holds a series of {len(stack)} frames; choose one with frame = 0 to {len(stack) - 1}, "
-            'or fit them together with frames = "all" if they show one area'
+            'fit all of them with --series, or together with frames = "all" if they show one area'
         )
     number = frame or 0
     if not 0 <= number < len(stack):

@@ -264,6 +264,12 @@ def save_figures(twin: Twin, folder: Path, figures: Mapping[str, Figure] | None 
     for name in set(CLAIMING | PHYSICS | EVIDENCE | UNCERTAINTY) - set(figures):
         for kind in SAVED_AS:
             (folder / f"{name}.{kind}").unlink(missing_ok=True)
+    return save_drawn(figures, folder)
+
+
+def save_drawn(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Write figures that are drawn already as PNG (150 dpi) and PDF into `folder` and return the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
     written = []
     with style():
         for name, figure in figures.items():

@@ -30,6 +30,10 @@ RESULTS = (
     "result.h5",
     "report.html",
     "figures",
+    "series.h5",
+    "events.csv",
+    "series.gif",
+    "series.mp4",
 )
 
 

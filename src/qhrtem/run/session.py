@@ -13,10 +13,10 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from qhrtem.errors import PlanError
-from qhrtem.model.twin import Step, Twin
+from qhrtem.model.twin import Step
 from qhrtem.plan import Plan, dump_plan, load_plan
 from qhrtem.run import durable
 from qhrtem.run.folder import RunFolder, check_free, create_run, find_run
@@ -27,7 +27,17 @@ from qhrtem.run.process import algebra_threads
 from qhrtem.run.store import Store
 from qhrtem.stages.checkpoint import step_of
 
-Write = Callable[[Twin, Path], None]  # writes the files of a result into a folder
+
+class Result(Protocol):
+    """What a run comes to: a twin, or a series of frames."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether anything is claimed."""
+        ...
+
+
+Write = Callable[[Any, Path], None]  # writes the files of a result into a folder
 
 
 @dataclass
@@ -65,11 +75,11 @@ class Session:
         """Note why the run stops here."""
         self.journal.append({"event": "stopped", "reason": reason})
 
-    def finish(self, twin: Twin, write: Write) -> None:
+    def finish(self, result: Result, write: Write) -> None:
         """Write the results, move them to their places and close the run."""
         with self.folder.publishing() as staging:
-            write(twin, staging)
-        self.journal.append({"event": "finished", "passed": twin.passed, "result": result_hash(twin)})
+            write(result, staging)
+        self.journal.append({"event": "finished", "passed": result.passed, "result": result_hash(result)})
         self.folder.close()
 
 

@@ -117,6 +117,37 @@ def column_table(specimen: Specimen, mistilt: tuple[float, float]) -> ColumnTabl
     mistilt: (x, y) in rad; atoms above the exit plane are displaced by it, as a fit states them.
     """
     columns, field = specimen.columns, specimen.field
+    counts, by_element, position = _places(specimen, mistilt)
+    keep = listed(specimen, mistilt)
+    c = np.arange(len(columns))
+    top = columns.site_depth(c, columns.first)
+    bottom = columns.site_depth(c, columns.last)
+    start = top[keep].min() if len(keep) else 0.0
+    return ColumnTable(
+        kind=tuple(columns.kind_of(int(i)).name for i in keep),
+        elements=columns.projection.elements,
+        counts=counts[keep],
+        position_px=position[keep],
+        sigma_px=np.zeros((len(keep), 2)),
+        element_position_px=field.to_detector(by_element)[keep],
+        displacement_A=np.zeros((len(keep), 2)),
+        p_exact=np.ones(len(keep)),
+        top_A=(top - start)[keep],
+        bottom_A=(bottom - start)[keep],
+        inside=np.ones(len(keep), dtype=bool),
+    )
+
+
+def listed(specimen: Specimen, mistilt: tuple[float, float]) -> NDArray[np.int64]:
+    """Return which columns the rows of `column_table` are."""
+    position = _places(specimen, mistilt)[2]
+    limit = np.array(specimen.field.image_shape) - 0.5
+    return np.flatnonzero(((position > -0.5) & (position < limit)).all(1))
+
+
+def _places(specimen: Specimen, mistilt: tuple[float, float]) -> tuple[NDArray[np.int64], Floats, Floats]:
+    """Return atoms (C, E) and their mean place (C, E, 2) y, x in Å, and row, col (C, 2) of the heaviest."""
+    columns = specimen.columns
     atoms = columns.atoms()
     tilt = np.tan(np.array(mistilt[::-1]))
     place = atoms.position + (atoms.z - specimen.exit_z)[:, None] * tilt
@@ -134,22 +165,4 @@ def column_table(specimen: Specimen, mistilt: tuple[float, float]) -> ColumnTabl
     # A column too short to hold its heaviest element is placed by what it has.
     c = np.arange(len(columns))
     heavy = np.where(counts[c, heavy] > 0, heavy, np.argmax(counts > 0, axis=1))
-    position = field.to_detector(by_element[c, heavy])
-    limit = np.array(field.image_shape) - 0.5
-    keep = np.flatnonzero(((position > -0.5) & (position < limit)).all(1))
-    top = columns.site_depth(c, columns.first)
-    bottom = columns.site_depth(c, columns.last)
-    start = top[keep].min() if len(keep) else 0.0
-    return ColumnTable(
-        kind=tuple(columns.kind_of(int(i)).name for i in keep),
-        elements=elements,
-        counts=counts[keep],
-        position_px=position[keep],
-        sigma_px=np.zeros((len(keep), 2)),
-        element_position_px=field.to_detector(by_element)[keep],
-        displacement_A=np.zeros((len(keep), 2)),
-        p_exact=np.ones(len(keep)),
-        top_A=(top - start)[keep],
-        bottom_A=(bottom - start)[keep],
-        inside=np.ones(len(keep), dtype=bool),
-    )
+    return counts, by_element, specimen.field.to_detector(by_element[c, heavy])

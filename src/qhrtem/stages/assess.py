@@ -13,6 +13,7 @@ from qhrtem.model.forward import Field
 from qhrtem.model.microscope import INDEX, PARAMETERS
 from qhrtem.model.twin import ImagingErrors, Match, PositionErrors
 from qhrtem.specimen.columns import ColumnModel
+from qhrtem.specimen.persistence import Persistence
 from qhrtem.specimen.rules import NeighbourStep, SurfaceEnergy
 from qhrtem.stages.bordered import Factor
 from qhrtem.stages.counts import CountRound
@@ -28,6 +29,7 @@ from qhrtem.stages.thickness import Rival
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+NEGLIGIBLE = 1e-4  # probability of column ends that a next image need not know of
 NOT_RULED_OUT = 12.0  # χ² units, over the model error: odds of 400 to 1
 
 
@@ -42,6 +44,8 @@ class Evidence:
     support: NeighbourStep
     rejected: dict[str, int]
     rivals: tuple[Rival, ...] = ()  # other thicknesses of the whole specimen, other places of the crystal
+    past: Persistence | None = None  # what an earlier image of the specimen says of the column ends
+    decided: tuple[int, ...] = ()  # columns that an earlier round left no second option within reach
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Assessed:
     diffuse: NDArray[np.float32]  # thermal diffuse correction on the image grid
     notes: tuple[str, ...]
     others: tuple[Match, ...] = ()  # of further images of the same area, where the first has its pixels
+    ends: Persistence | None = None  # the posterior of the column ends, for a next image
 
 
 def assess(
@@ -98,7 +103,8 @@ def assess(
             _rival_note(evidence, max(own, shared)),
             _coherence_note(bench, state),
         ),
-        tuple(matches[1:]),
+        others=tuple(matches[1:]),
+        ends=ends_of(state.columns, evidence, marginals),
     )
 
 
@@ -176,10 +182,28 @@ def undecided(columns: ColumnModel, evidence: Evidence, inflation: float, seed: 
     """Return the posterior of the column ends around the fitted ones, costs divided by the model error."""
     # The model describes moves away from the columns before the last round.
     descent = Descent(
-        evidence.refined.state.columns, evidence.final.model, evidence.surface, evidence.support
+        evidence.refined.state.columns,
+        evidence.final.model,
+        evidence.surface,
+        evidence.support,
+        evidence.past,
     )
     descent.adopt(_chosen(columns, evidence.final.model))
     return sample(descent, inflation, np.random.default_rng([seed, 4]))
+
+
+def ends_of(columns: ColumnModel, evidence: Evidence, marginals: Marginals) -> Persistence:
+    """Return the posterior of the column ends, as the prior of a next image; negligible ones left out."""
+    parts: list[tuple[int, Ints, Ints, Floats]] = []
+    for o, p in zip(evidence.final.model.options, marginals.probability, strict=True):
+        worth = np.flatnonzero(p > NEGLIGIBLE)
+        parts.append((o.column, o.first[worth], o.last[worth], p[worth]))
+    for c in evidence.decided:
+        parts.append((c, columns.first[c : c + 1], columns.last[c : c + 1], np.ones(1)))
+    parts.sort(key=lambda part: part[0])
+    column = np.concatenate([np.full(len(first), c, np.int64) for c, first, _, _ in parts])
+    first, last, probability = (np.concatenate([part[k] for part in parts]) for k in (1, 2, 3))
+    return Persistence(column, first, last, probability)
 
 
 def count_probability(columns: ColumnModel, evidence: Evidence, marginals: Marginals) -> Floats:
@@ -195,6 +219,24 @@ def count_probability(columns: ColumnModel, evidence: Evidence, marginals: Margi
         counts = [_content(columns, o.column, int(first), int(last)) for first, last in ends]
         same = np.array([c == counts[chosen[n]] for c in counts])
         out[o.column] = min(float(marginals.probability[n][same].sum()), 1.0)
+    out[list(evidence.decided)] = 1.0
+    return out
+
+
+def changed_probability(before: ColumnModel, columns: ColumnModel, ends: Persistence) -> Floats:
+    """Return the probability (C,) that columns hold other atoms than before, by the posterior of their ends.
+
+    A column whose ends are not known is 1 where it differs and 0 where it does not.
+    """
+    out = (before.element_counts() != columns.element_counts()).any(1).astype(float)
+    held: dict[int, float] = {}
+    for c, first, last, p in zip(ends.column, ends.first, ends.last, ends.probability, strict=True):
+        c = int(c)
+        was = _content(columns, c, int(before.first[c]), int(before.last[c]))
+        same = _content(columns, c, int(first), int(last)) == was
+        held[c] = held.get(c, 0.0) + (0.0 if same else float(p))
+    for c, p in held.items():
+        out[c] = min(p, 1.0)
     return out
 
 

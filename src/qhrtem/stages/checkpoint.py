@@ -26,7 +26,7 @@ from qhrtem.model.twin import Step
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.specimen.crystal import Projection
 from qhrtem.stages.imaging import Hypothesis, Values
-from qhrtem.stages.objective import Exposure, State
+from qhrtem.stages.objective import OwnLens, State
 
 Floats = NDArray[np.float64]
 T = TypeVar("T")
@@ -238,7 +238,7 @@ class ReachedForm:
     def save(self, value: Reached) -> Snapshot:
         """Return the snapshot of a state with the counters and the generator as they are now."""
         columns = value.state.columns
-        first = save_exposure(Exposure(value.state.microscope, value.state.diffuse))
+        first = save_lens(OwnLens(value.state.microscope, value.state.diffuse))
         facts: dict[str, Any] = {
             **first.facts,
             "number": float(value.number),
@@ -248,7 +248,7 @@ class ReachedForm:
         if self.generator is not None:
             facts["generator"] = self.generator.bit_generator.state
         arrays = {**first.arrays, **{n: getattr(columns, n) for n in COLUMN_ARRAYS}}
-        others = [save_exposure(e) for e in value.state.others]
+        others = [save_lens(e) for e in value.state.others]
         if others:
             facts["others"] = [s.facts for s in others]
             arrays.update({f"other_{n}_{k}": v for n, s in enumerate(others) for k, v in s.arrays.items()})
@@ -268,26 +268,26 @@ class ReachedForm:
         for n, facts in enumerate(snapshot.facts.get("others", [])):
             start = f"other_{n}_"
             own = {k.removeprefix(start): v for k, v in snapshot.arrays.items() if k.startswith(start)}
-            others.append(load_exposure(Snapshot(facts, own)))
-        first = load_exposure(snapshot)
+            others.append(load_lens(Snapshot(facts, own)))
+        first = load_lens(snapshot)
         state = State(columns, first.microscope, first.diffuse, tuple(others))
         return Reached(state, snapshot.facts["number"], tuple(snapshot.facts["undecided"]))
 
 
-def save_exposure(exposure: Exposure) -> Snapshot:
+def save_lens(own: OwnLens) -> Snapshot:
     """Return the snapshot of lens and thermal correction of an image."""
-    lens = save_microscope(exposure.microscope)
-    if isinstance(exposure.diffuse, torch.Tensor):
-        return Snapshot(lens.facts, {**lens.arrays, "diffuse": exposure.diffuse.cpu().numpy()})
-    return Snapshot({**lens.facts, "diffuse": float(exposure.diffuse)}, lens.arrays)
+    lens = save_microscope(own.microscope)
+    if isinstance(own.diffuse, torch.Tensor):
+        return Snapshot(lens.facts, {**lens.arrays, "diffuse": own.diffuse.cpu().numpy()})
+    return Snapshot({**lens.facts, "diffuse": float(own.diffuse)}, lens.arrays)
 
 
-def load_exposure(snapshot: Snapshot) -> Exposure:
+def load_lens(snapshot: Snapshot) -> OwnLens:
     """Return lens and thermal correction of a snapshot."""
     diffuse: torch.Tensor | float = snapshot.facts.get("diffuse", 0.0)
     if "diffuse" in snapshot.arrays:
         diffuse = torch.from_numpy(snapshot.arrays["diffuse"])
-    return Exposure(load_microscope(snapshot), diffuse)
+    return OwnLens(load_microscope(snapshot), diffuse)
 
 
 COLUMN_ARRAYS = ("kind", "cell", "anchor", "frame", "rise", "shift", "first", "last")

@@ -13,13 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from qhrtem.model.microscope import INDEX, PARAMETERS
+from qhrtem.specimen.persistence import Persistence
 from qhrtem.specimen.rules import NeighbourStep, SurfaceEnergy
 from qhrtem.stages.descent import Descent
 from qhrtem.stages.joint import apply_step, total_cost
-from qhrtem.stages.linearise import Quadratic, linearise, possible_moves
+from qhrtem.stages.linearise import REACH, Quadratic, linearise, possible_moves
 from qhrtem.stages.move_model import MoveModel, profile
 from qhrtem.stages.objective import Bench, State
 from qhrtem.stages.terraces import settle
@@ -46,6 +48,7 @@ class CountRound:
     gain: float  # fall of the exact cost, surface energy included
     model: MoveModel  # around the state before the round
     undecided: frozenset[int]  # columns that a next round should look at
+    quadratic: Quadratic | None = None  # that the model was made from, where a probe was given
 
 
 def count_round(
@@ -59,20 +62,27 @@ def count_round(
     rejected: dict[str, int],
     tick: Callable[[float], None] = lambda fraction: None,
     collective: bool = False,
+    past: Persistence | None = None,
+    probe: torch.Tensor | None = None,
+    reach: int = REACH,
 ) -> CountRound:
     """Return the state after one round of joint count moves with everything continuous following along.
 
-    collective: also look for sets of moves that pay only together with another mistilt.
+    collective: also look for sets of moves that pay only together with another mistilt. past: what an earlier
+    image of the specimen says of the column ends. probe: as for `linearise`; reach: sites by
+    which an end may move in one round.
     """
-    candidates = {c: possible_moves(state.columns, c) for c in moving}
-    quadratic = linearise(bench, state, imaging, positions, candidates, tick)
+    candidates = {c: possible_moves(state.columns, c, reach) for c in moving}
+    quadratic = linearise(bench, state, imaging, positions, candidates, tick, probe)
+    kept = None if probe is None else quadratic
     model = profile(state, quadratic)
-    descent = Descent(state.columns, model, surface, support)
+    descent = Descent(state.columns, model, surface, support, past)
     rejected[support.name] = rejected.get(support.name, 0) + descent.rejected
     settle(descent)
 
     def exact(s: State) -> float:
-        return total_cost(bench, s, imaging) + surface.cost(s.columns)
+        known = 0.0 if past is None else past.cost(s.columns)
+        return total_cost(bench, s, imaging) + surface.cost(s.columns) + known
 
     before = exact(state)
     ranked = _ranked(descent)
@@ -92,8 +102,8 @@ def count_round(
         trial = _applied(state, quadratic, descent, ranked[:limit])
         after = exact(trial)
     if after < before:
-        return CountRound(trial, limit, before - after, model, undecided)
-    return CountRound(state, 0, 0.0, model, undecided)
+        return CountRound(trial, limit, before - after, model, undecided, kept)
+    return CountRound(state, 0, 0.0, model, undecided, kept)
 
 
 def collective_moves(descent: Descent, index: list[int]) -> Descent:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qhrtem.specimen.columns import ColumnModel
+from qhrtem.specimen.persistence import Persistence
 from qhrtem.specimen.rules import NeighbourStep, SurfaceEnergy, unavoidable_step
 from qhrtem.stages.move_model import MoveModel, Options
 
@@ -36,8 +37,14 @@ class Descent:
     """Minimises the move model plus surface energy over one option a column."""
 
     def __init__(
-        self, columns: ColumnModel, model: MoveModel, surface: SurfaceEnergy, support: NeighbourStep
+        self,
+        columns: ColumnModel,
+        model: MoveModel,
+        surface: SurfaceEnergy,
+        support: NeighbourStep,
+        past: Persistence | None = None,
     ) -> None:
+        """past: what an earlier image says of the ends."""
         self.columns, self.model, self.surface = columns, model, surface
         self.neighbours = support.neighbours  # columns that may change together
         self.chosen = np.zeros(len(model.options), dtype=np.int64)
@@ -52,6 +59,10 @@ class Descent:
         self.local = [self._prepare(columns, o) for o in model.options]
         self.barred = [self._barred(p, support) for p in self.local]
         self.rejected = int(sum(np.isinf(b).sum() for b in self.barred))
+        if past is not None:
+            self.known = [past.cost_of(o.column, o.first, o.last) for o in model.options]
+        else:
+            self.known = [np.zeros(len(o.first)) for o in model.options]
 
     def over(self, model: MoveModel) -> Descent:
         """Return a descent from where this one started, with other costs of the same moves (`held`)."""
@@ -104,7 +115,7 @@ class Descent:
         if len(p.near):
             step = p.surface[:, None, :] - self.depth[p.near][None]
             cost = cost + self.surface.pair_cost(step, p.allowed[None, :, None]).sum((1, 2))
-        return np.asarray(cost + self.barred[n])
+        return np.asarray(cost + self.barred[n] + self.known[n])
 
     def choose(self, n: int, option: int) -> None:
         """Set the option of column number n and update what others see."""
@@ -171,9 +182,10 @@ class Descent:
         return self.model.picked(self.chosen)
 
     def cost(self) -> float:
-        """Return the change of cost by the chosen options, surface energy included."""
+        """Return the change of cost by the chosen options, surface energy and the past included."""
         surface = self.surface.cost(self.columns.with_ends(*self.model.ends(self.columns, self.chosen)))
-        return self.model.cost(self.picked()) + surface - self.surface.cost(self.columns)
+        past = sum(known[s] - known[0] for known, s in zip(self.known, self.chosen, strict=True))
+        return self.model.cost(self.picked()) + surface - self.surface.cost(self.columns) + float(past)
 
     def margins(self) -> Floats:
         """Return by how much (χ²) the second best option of each column, others as chosen, is behind."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -55,6 +55,12 @@ class Quadratic:
         """Number of continuous unknowns P + T."""
         return len(self.imaging) + len(self.tangents)
 
+    def without_moves(self) -> Quadratic:
+        """Return the model of the continuous unknowns alone."""
+        k = self.continuous
+        probe = None if self.probe is None else self.probe[:k]
+        return replace(self, moves=[], matrix=self.matrix.leading(k), gradient=self.gradient[:k], probe=probe)
+
 
 def end_move(columns: ColumnModel, move: EndMove) -> Move:
     """Return the atoms that an end move adds or removes."""
@@ -70,11 +76,11 @@ def end_move(columns: ColumnModel, move: EndMove) -> Move:
     return Move((SiteChange(sites, sign),))
 
 
-def possible_moves(columns: ColumnModel, c: int) -> list[EndMove]:
-    """Return the end moves of a column that leave at least one atom in it."""
+def possible_moves(columns: ColumnModel, c: int, most: int = REACH) -> list[EndMove]:
+    """Return the end moves of a column by up to so many sites that leave at least one atom in it."""
     number = int(columns.last[c] - columns.first[c] + 1)
     out = []
-    reach = REACH if len(columns.kind_of(c).sites) > 1 else 1
+    reach = most if len(columns.kind_of(c).sites) > 1 else 1
     for end in (0, 1):
         for n in range(-reach, reach + 1):
             removed = n if end == 0 else -n

@@ -22,8 +22,8 @@ EFFECTIVE_ABSORPTION = 0.35
 
 
 @dataclass(frozen=True)
-class Exposure:
-    """How a further image of the same area was taken, and the thermal correction computed for it."""
+class OwnLens:
+    """What is a further image's own: the lens, and the thermal correction computed for it."""
 
     microscope: Microscope  # its mistilt and Debye–Waller scale are those of the first image
     diffuse: Tensor | float = 0.0  # image grid, added to the coherent image
@@ -39,7 +39,7 @@ class State:
     columns: ColumnModel
     microscope: Microscope
     diffuse: Tensor | float = 0.0  # image grid, added to the coherent image
-    others: tuple[Exposure, ...] = ()
+    others: tuple[OwnLens, ...] = ()
 
     def occupied(self) -> list[int]:
         """Return the columns that hold atoms."""
@@ -136,6 +136,10 @@ class Bench:
     misfit: Misfit
     workers: int = 1  # threads over columns
     others: tuple[Misfit, ...] = ()  # of the further images that `State.others` describes
+    # Derivatives by imaging parameters are computed once, at the first state that needs them: for a fit (of
+    # one image) that begins so near its end that they stay what they are. Residuals are exact all the same.
+    lagged: bool = False
+    _derivatives: dict[int, Tensor] = field(default_factory=dict, repr=False)
     _key: object = None
     _held: ColumnModel | None = field(default=None, repr=False)  # keeps the id in the key from being reused
     _spectrum: tuple[Tensor, float] | None = field(default=None, repr=False)
@@ -173,6 +177,9 @@ class Bench:
         """Return ∂(first image)/∂(imaging parameter)·step, (P, rows, cols), by central differences."""
         out = []
         for i in sorted(index, key=lambda i: PARAMETERS[i].structural):
+            if i in self._derivatives:
+                out.append((i, self._derivatives[i]))
+                continue
             p = PARAMETERS[i]
             v = state.microscope.values[i]
             up, down = min(v + p.step / 2, p.high), max(v - p.step / 2, p.low)
@@ -181,6 +188,8 @@ class Bench:
                 for x in (up, down)
             ]
             out.append((i, (images[0] - images[1]) * (p.step / (up - down))))
+            if self.lagged:
+                self._derivatives[i] = out[-1][1]
         order = dict(out)
         return (
             torch.stack([order[i] for i in index]).numpy()

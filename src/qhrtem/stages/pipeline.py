@@ -26,7 +26,7 @@ from qhrtem.stages.checkpoint import (
     Report,
 )
 from qhrtem.stages.contenders import choose
-from qhrtem.stages.exposures import Further, calibrated, together
+from qhrtem.stages.further import Further, calibrated, together
 from qhrtem.stages.imaging import (
     CellAverages,
     CellMatch,

@@ -20,7 +20,7 @@ from qhrtem.plan import FurtherPlan, Plan, plan_from_tables
 from qhrtem.specimen.crystal import project, read_cif
 from qhrtem.stages.calibration import calibrate
 from qhrtem.stages.checkpoint import Forgetful, Log, Parts, ReachedForm
-from qhrtem.stages.exposures import (
+from qhrtem.stages.further import (
     Further,
     Laid,
     LaidForm,

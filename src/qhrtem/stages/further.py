@@ -30,7 +30,7 @@ from qhrtem.stages.checkpoint import Parts, Reached, ReachedForm, Snapshot
 from qhrtem.stages.contenders import BORDER_A
 from qhrtem.stages.imaging import C1_RANGE_A, orientations
 from qhrtem.stages.joint import refine
-from qhrtem.stages.objective import Bench, Exposure, Misfit, State, make_misfit
+from qhrtem.stages.objective import Bench, Misfit, OwnLens, State, make_misfit
 from qhrtem.stages.result import Placed
 from qhrtem.stages.start import planned_microscope
 from qhrtem.stages.structure import EARLY, PHONON_PAIRS, SHIFT, Contender, corrected, free_lens
@@ -204,7 +204,7 @@ def together(
         _require_explained(reference, laid, misfit, lattice, image)
         values = laid.state.microscope.values.copy()
         values[list(SPECIMEN)] = state.microscope.values[list(SPECIMEN)]
-        exposures.append(Exposure(replace(laid.state.microscope, values=values), laid.state.diffuse))
+        exposures.append(OwnLens(replace(laid.state.microscope, values=values), laid.state.diffuse))
         misfits.append(misfit)
         placed.append(Placed(image.path, laid.whole))
         notes += [f"{image.name.capitalize()}: {note}" for note in image.micrograph.notes]
