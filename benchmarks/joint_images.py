@@ -3,10 +3,10 @@
     python benchmarks/joint_images.py [--only NAME …] [--keep FILE] [--out FILE]
 
 A wedge of BaTiO3 along [110] with rough faces (each column up to a site longer or shorter at either end, at
-random), in a field of 2 nm, thermal motion by 8 frozen-phonon configurations, drift of several Å between
+random), in a field of 1.6 nm, thermal motion by 4 frozen-phonon configurations, drift of several Å between
 images. "Alone": the first image. "Repeated": three images at C1 = 5 nm, each of the dose given. "Series":
 C1 = 5, 9 and 13 nm. "One of three times the dose": what three times the electrons in one image would give.
-Columns are scored 3 Å inside the first image. "Said": the mean probability that a run gives its counts.
+Columns are scored 2 Å inside the first image. "Said": the mean probability that a run gives its counts.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from qhrtem.specimen.crystal import project, read_cif
 from qhrtem.stages.pipeline import fit_image
 
 DATA = Path(__file__).resolve().parents[1] / "src/qhrtem/data"
-PIXEL_A, FIELD_A, ROUND_A = 0.12, 20.0, 10.0  # field of an image, and how much larger the specimen is
-MARGIN_A = 3.0
+PIXEL_A, FIELD_A, ROUND_A = 0.12, 16.0, 9.5  # field of an image, and how much larger the specimen is
+MARGIN_A = 2.0
 ROUGH = 1  # sites by which either end of a column differs at most
-PHONONS = 8
+PHONONS = 4
 DRIFTS_A = ((0.0, 0.0), (3.7, -2.2), (-2.6, 4.3))  # rows, columns
 HEAD = (
     *("dose (e/Å²)", "images", "columns", "exact", "said", "position rms (pm)", "stated (pm)"),
@@ -88,7 +88,7 @@ def plan_of() -> Plan:
                 "shape": "wedge",
                 "wedge_mrad": 200.0,
                 "field_nm": [(FIELD_A + ROUND_A) / 10] * 2,
-                "vacuum_nm": (4.5 + ROUND_A / 2) / 10,
+                "vacuum_nm": (3.5 + ROUND_A / 2) / 10,
                 "thickness_nm": 2.5,
                 "rotation_deg": 4.0,
             },

@@ -440,6 +440,8 @@ def _validated(tables: Tables, origin: str) -> Plan:
 def _explain(fault: Any) -> str:
     """Return one clause for a fault of pydantic: the key in its table, what is required, what came."""
     loc = [str(part) for part in fault["loc"]]
+    if not loc:
+        return f"the plan {fault['ctx']['error']}"
     table, key = loc[0], ".".join(loc[1:])
     if fault["type"] == "extra_forbidden":
         hint = "known here: a and b, or path" if loc[1] == "mtf" else _nearest(key, table)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +15,17 @@ from benches import bench_of
 from phantoms import small_phantom, small_plan
 from qhrtem.calibrate.lattice import Lattice
 from qhrtem.errors import InputError
+from qhrtem.io.twin import read_twin, write_results
 from qhrtem.model.micrograph import Micrograph, RawImage
 from qhrtem.model.microscope import INDEX, Microscope
+from qhrtem.model.twin import Twin
 from qhrtem.physics.detector import add_noise
 from qhrtem.plan import FurtherPlan, Plan, plan_from_tables
+from qhrtem.run.identity import result_hash
 from qhrtem.specimen.crystal import project, read_cif
+from qhrtem.stages.assess import assess
 from qhrtem.stages.calibration import calibrate
-from qhrtem.stages.checkpoint import Forgetful, Log, Parts, ReachedForm
+from qhrtem.stages.checkpoint import Forgetful, Log, Parts, ReachedForm, Snapshot
 from qhrtem.stages.further import (
     Further,
     Laid,
@@ -32,6 +38,8 @@ from qhrtem.stages.further import (
     together,
 )
 from qhrtem.stages.objective import State
+from qhrtem.stages.pipeline import settled_together
+from qhrtem.stages.result import make_twin
 from qhrtem.stages.start import Start
 from qhrtem.stages.structure import Contender
 from slabs import Slab, slab
@@ -230,3 +238,62 @@ def test_a_further_image_needs_something_of_its_own() -> None:
     assert FurtherPlan(frame=1).path is None
     with pytest.raises(ValueError, match="needs a path, a dataset or a frame of its own"):
         FurtherPlan(c1_nm=5.0)
+
+
+class Kept(Forgetful):
+    """A memory of the finished parts of a fit, in the order in which they came."""
+
+    def __init__(self, known: dict[str, Snapshot]) -> None:
+        self.known = known
+
+    def recall(self, part: str) -> Snapshot | None:
+        return deepcopy(self.known.get(part))
+
+    def keep(self, part: str, snapshot: Snapshot) -> None:
+        self.known[part] = deepcopy(snapshot)
+
+
+def fitted_together(island: Slab, known: dict[str, Snapshot]) -> Twin:
+    """Two images of an island, fitted from its structure on, what is known not computed again."""
+    reference, _, lattice = reference_of(island)
+    image = further_of(island, (3, -4), island.microscope.with_values(c1=85.0))
+    work = Parts(Kept(known), Log(lambda step: None))
+    rounds, state, rivals, placed, notes = settled_together(0, [reference], [image], lattice, work)
+    state, evidence = rounds.last(state, rivals)
+    assessed = assess(rounds.bench, state, reference.start, lattice, evidence, 0)
+    micrograph = image.micrograph
+    plan = plan_of(also=[{"path": "b.npy"}])
+    return make_twin(plan, state, reference.start, lattice, micrograph, assessed, (), notes, None, placed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_images_are_fitted_together_and_a_resumed_fit_gives_the_same_bits(
+    island: Slab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # Fewer of the steps that all fits have in common.
+    monkeypatch.setattr("qhrtem.stages.structure.COUNT_ROUNDS", 3)
+    monkeypatch.setattr("qhrtem.stages.structure.PHONON_PAIRS", (1, 1, 1))
+    monkeypatch.setattr("qhrtem.stages.further.PHONON_PAIRS", (1, 1, 1))
+    monkeypatch.setattr("qhrtem.stages.thickness.MOST_PERIODS", 0)
+    known: dict[str, Snapshot] = {}
+    twin = fitted_together(island, known)
+    (second,) = twin.further
+    lens = {e.name: e for e in second.microscope}
+    assert abs(lens["c1_nm"].value - 8.5) < 4 * lens["c1_nm"].sigma < 1
+    # The mistilt is the specimen's: one value, one error.
+    first = {e.name: e for e in twin.microscope}
+    assert (lens["tilt_x_mrad"].value, lens["tilt_x_mrad"].sigma) == (
+        first["tilt_x_mrad"].value,
+        first["tilt_x_mrad"].sigma,
+    )
+    assert second.drift_px == pytest.approx((3, -4), abs=0.15) and second.chi2_crystal < 1.3
+    assert {"reduced chi-square of further images"} <= {g.name for g in twin.gates}
+    assert any(n.startswith("Image 2 (b.npy) was fitted together with the first") for n in twin.notes)
+    assert twin.imaging_errors is not None and "c1_nm of image 2" in twin.imaging_errors.name
+    assert twin.position_errors is not None and "imaging c1 of image 2" in twin.position_errors.common_name
+    write_results(twin, tmp_path)
+    assert result_hash(read_twin(tmp_path).further) == result_hash(twin.further)
+    names = list(known)
+    part = {n: known[n] for n in names[: names.index("joint positions") + 1]}
+    assert result_hash(fitted_together(island, part)) == result_hash(twin)

@@ -81,7 +81,9 @@ def fit_image(
             start, state, assessed, others, bend = whole
         else:
             contenders, others = choose(micrograph, starts, parts)
-            rounds, state, rivals, placed, said = _settled(plan.run.seed, contenders, further, lattice, parts)
+            rounds, state, rivals, placed, said = settled_together(
+                plan.run.seed, contenders, further, lattice, parts
+            )
             log.done, others = 0.9, (*others, *said)
             state, evidence = rounds.last(state, rivals)
             start, bend = rounds.start, None
@@ -91,7 +93,7 @@ def fit_image(
         return make_twin(plan, state, start, lattice, micrograph, assessed, steps, told, bend, placed)
 
 
-def _settled(
+def settled_together(
     seed: int, contenders: list[Contender], further: list[Further], lattice: Lattice, parts: Parts
 ) -> tuple[Rounds, State, tuple[Rival, ...], tuple[Placed, ...], tuple[str, ...]]:
     """Return rounds, state and rivals as `settled` does, where the further images lie, and notes on them.
