@@ -229,9 +229,26 @@ def test_images_that_do_not_belong_together_are_refused(change: str, said: str) 
     second = raw_of(counts, "b", 0.165 if change == "coarse" else 0.15)
     raw = replace(raw_of(made.counts, "a", 0.15), also=(second,))
     projection = project(read_cif(plan.structure.path), plan.structure.zone_axis)
-    _, lattice = calibrate(plan, raw, projection, parts())
+    micrograph, lattice = calibrate(plan, raw, projection, parts())
     with pytest.raises(InputError, match=said):
-        calibrated(plan, raw, lattice, projection, parts())
+        calibrated(plan, raw, micrograph, lattice, projection, parts())
+
+
+def test_what_a_poor_image_does_not_show_is_taken_from_the_first() -> None:
+    """No vacuum and too few electrons for a lattice: level and lattice are those of the first image."""
+    plan = small_plan({"also": [{"path": "b.tif"}]}, dose_e_per_A2=5e3)
+    made = small_phantom(dose_e_per_A2=5e3)
+    poor = np.random.default_rng(0).poisson(made.counts.mean(), made.counts.shape).astype(float)
+    poor += 40 * np.sin(np.arange(poor.shape[0]) / 9)[:, None]  # nowhere flat
+    raw = replace(raw_of(made.counts, "a", 0.15), also=(raw_of(poor, "b", 0.15),))
+    projection = project(read_cif(plan.structure.path), plan.structure.zone_axis)
+    micrograph, lattice = calibrate(plan, raw, projection, parts())
+    (image,) = calibrated(plan, raw, micrograph, lattice, projection, parts())
+    level = 5e3 * 0.15**2
+    assert image.plan.image.vacuum_counts == pytest.approx(level, rel=0.02)
+    assert image.micrograph.scale_sigma == 0.02
+    assert any("no vacuum was found" in n for n in image.micrograph.notes)
+    assert any("its lattice could not be registered" in n for n in image.micrograph.notes)
 
 
 def test_a_further_image_needs_something_of_its_own() -> None:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
-from qhrtem.calibrate.intensity import mean_pitch, planned_pitch
+from qhrtem.calibrate.intensity import find_vacuum, mean_pitch, normalise, planned_pitch
 from qhrtem.calibrate.lattice import Lattice
 from qhrtem.errors import InputError
 from qhrtem.model.micrograph import Micrograph, RawImage
@@ -32,7 +32,7 @@ from qhrtem.stages.imaging import C1_RANGE_A, orientations
 from qhrtem.stages.joint import refine
 from qhrtem.stages.objective import Bench, Misfit, OwnLens, State, make_misfit
 from qhrtem.stages.result import Placed
-from qhrtem.stages.start import planned_microscope
+from qhrtem.stages.start import planned_microscope, stated_pixel
 from qhrtem.stages.structure import EARLY, PHONON_PAIRS, SHIFT, Contender, corrected, free_lens
 
 T = TypeVar("T", bound=np.generic)
@@ -41,6 +41,7 @@ Bools = NDArray[np.bool_]
 SAME_PITCH = 0.01  # relative difference of stated pixel sizes up to which images belong together
 MOST_SLIP_A = 0.3  # at a corner of the field, between the lattices of two images that lie alike
 SLIP_SIGMAS = 4.0  # standard deviations of the registered lattices by which they may differ besides
+CARRIED_SIGMA = 0.02  # relative, of a vacuum level taken over from another exposure
 SET_C1_SIGMA_A = 20.0  # how well a change of C1 that was set is known
 C1_STEP_A = 6.0
 DRIFT_SIGMA_A = 1.0  # of what is left of a drift after whole pixels
@@ -120,9 +121,9 @@ def _own_image(image: ImagePlan, entry: FurtherPlan) -> ImagePlan:
 
 
 def calibrated(
-    plan: Plan, raw: RawImage, lattice: Lattice, projection: Projection, parts: Parts
+    plan: Plan, raw: RawImage, first: Micrograph, lattice: Lattice, projection: Projection, parts: Parts
 ) -> list[Further]:
-    """Return the further images of a raw image on the absolute scale; lattice: that of the first.
+    """Return the further images of a raw image on the absolute scale; first, lattice: those of the first.
 
     Raises InputError where one has other pixels, or shows the crystal otherwise than the first.
     """
@@ -130,10 +131,41 @@ def calibrated(
     plans = own_plans(plan, len(raw.also))
     for number, (own, (its, step, drift)) in enumerate(zip(raw.also, plans, strict=True), 2):
         _require_same_pixels(raw, own, plan, its, number)
-        micrograph, found = calibrate(its, own, projection, parts, f"calibrate image {number}")
-        _require_same_lattice(lattice, found, projection, own.path, number)
+        carried = its.image.vacuum_counts is None and not find_vacuum(own.counts).any()
+        if carried:
+            level = {"vacuum_counts": _level(raw, first)}
+            its = its.model_copy(update={"image": its.image.model_copy(update=level)})
+        micrograph = _on_its_scale(its, own, lattice, projection, parts, number)
+        if carried:
+            note = (
+                f"no vacuum was found; the level of the first image was taken over, to {CARRIED_SIGMA:.0%}."
+            )
+            micrograph = replace(micrograph, scale_sigma=CARRIED_SIGMA, notes=(*micrograph.notes, note))
         out.append(Further(number, own.path, its, micrograph, step, drift))
     return out
+
+
+def _level(raw: RawImage, micrograph: Micrograph) -> float:
+    """Return the vacuum level in counts that a micrograph was normalised by."""
+    span = micrograph.gain * micrograph.electrons_per_pixel
+    return float(np.median(raw.counts - (micrograph.intensity - 1) * span))
+
+
+def _on_its_scale(
+    its: Plan, own: RawImage, lattice: Lattice, projection: Projection, parts: Parts, number: int
+) -> Micrograph:
+    """Return a further image on the absolute scale; its lattice, where it is found, lies as in the first.
+
+    Few electrons may show no lattice; whether the structure of the first image is there is tested later.
+    """
+    try:
+        micrograph, found = calibrate(its, own, projection, parts, f"calibrate image {number}")
+    except InputError:
+        micrograph = normalise(own, its.image, mean_pitch(stated_pixel(its, own)))
+        note = "its lattice could not be registered by itself; that of the first image was taken."
+        return replace(micrograph, notes=(*micrograph.notes, note))
+    _require_same_lattice(lattice, found, projection, own.path, number)
+    return micrograph
 
 
 def _require_same_pixels(first: RawImage, raw: RawImage, plan: Plan, its: Plan, number: int) -> None:

@@ -70,7 +70,7 @@ def fit_image(
     projection = project(crystal, plan.structure.zone_axis)
     with torch.inference_mode():
         micrograph, lattice = calibrate(plan, raw, projection, parts)
-        further = calibrated(plan, raw, lattice, projection, parts)
+        further = calibrated(plan, raw, micrograph, lattice, projection, parts)
         averages, hypotheses = imaging(plan, micrograph, lattice, projection, parts)
         starts = [start_field(micrograph, lattice, projection, averages, h) for h in hypotheses]
         notes = (*crystal.notes, *micrograph.notes, *lattice.notes, *_assumed(plan, raw))
