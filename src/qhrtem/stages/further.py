@@ -137,9 +137,7 @@ def calibrated(
             its = its.model_copy(update={"image": its.image.model_copy(update=level)})
         micrograph = _on_its_scale(its, own, lattice, projection, parts, number)
         if carried:
-            note = (
-                f"no vacuum was found; the level of the first image was taken over, to {CARRIED_SIGMA:.0%}."
-            )
+            note = f"no vacuum was found; that of the first image was taken over, to {CARRIED_SIGMA:.0%}."
             micrograph = replace(micrograph, scale_sigma=CARRIED_SIGMA, notes=(*micrograph.notes, note))
         out.append(Further(number, own.path, its, micrograph, step, drift))
     return out
