@@ -215,14 +215,14 @@ def _tell(step: Any) -> None:
     print(f"   {step.stage} {step.iteration} χ² {step.chi2:.3f} {step.note} {step.seconds:.0f} s", flush=True)
 
 
-def write(lines: list[list[str]], path: Path) -> None:
-    """Write the table."""
+def write(lines: list[list[str]], missing: list[str], path: Path) -> None:
+    """Write the table, and which cases have not been measured."""
     rows = [HEAD, ["---"] * len(HEAD), *(cells + [""] * (len(HEAD) - len(cells)) for cells in lines)]
     body = "\n".join("| " + " | ".join(r) + " |" for r in rows)
-    about = (__doc__ or "").split("\n\n")[2]
-    path.write_text(
-        f"# Several images of one area\n\nWritten by `joint_images.py`. {about}\n{body}\n", "utf-8"
-    )
+    about = (__doc__ or "").split("\n\n")[2].strip()
+    left = f"\n\nNot measured yet (case and dose): {', '.join(missing)}.\n" if missing else "\n"
+    title = "# Several images of one area"
+    path.write_text(f"{title}\n\nWritten by `joint_images.py`. {about}\n\n{body}{left}", "utf-8")
 
 
 def main() -> None:
@@ -244,7 +244,7 @@ def main() -> None:
                 a.keep.write_text(json.dumps(kept, ensure_ascii=False, indent=1), "utf-8")
             print(json.dumps(kept[name], ensure_ascii=False), flush=True)
     names = [f"{case.name} {case.dose:g}" for case in CASES]
-    write([kept[name] for name in names if name in kept], a.out)
+    write([kept[n] for n in names if n in kept], [n for n in names if n not in kept], a.out)
 
 
 if __name__ == "__main__":
