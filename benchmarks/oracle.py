@@ -30,12 +30,12 @@ from qhrtem.run.process import prepare
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.specimen.crystal import project, read_cif
 from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
+from qhrtem.stages.calibration import calibrate
 from qhrtem.stages.checkpoint import Forgetful, Log, Parts
 from qhrtem.stages.contenders import BORDER_A
 from qhrtem.stages.counts import count_round
 from qhrtem.stages.joint import refine
 from qhrtem.stages.objective import Bench, State, make_misfit
-from qhrtem.stages.pipeline import calibrate
 from qhrtem.stages.structure import (
     LENS,
     PHONON_PAIRS,

@@ -25,8 +25,9 @@ def plan_reference() -> str:
     lines = source.splitlines()
     ranges = _ranges(source)
     classes = {n.name: n for n in ast.parse(source).body if isinstance(n, ast.ClassDef)}
-    tables = {"image": "ImagePlan", "microscope": "MicroscopePlan", "structure": "StructurePlan",
-              "run": "RunPlan", "series": "SeriesPlan", "simulate": "SimulatePlan"}  # fmt: skip
+    tables = {"image": "ImagePlan", "[image.also]": "FurtherPlan", "microscope": "MicroscopePlan",
+              "structure": "StructurePlan", "run": "RunPlan", "series": "SeriesPlan",
+              "simulate": "SimulatePlan"}  # fmt: skip
     out = []
     for table, name in tables.items():
         node = classes[name]

@@ -26,13 +26,38 @@ def bench_of(
 
     electrons: vacuum electrons per pixel; seed: of the noise, None for an image without noise.
     """
+    micrograph = micrograph_of(island, columns, microscope, electrons, seed)
+    return Bench(island.model, make_misfit(micrograph, island.model.field))
+
+
+def bench_of_series(
+    island: Slab,
+    columns: ColumnModel,
+    microscopes: list[Microscope],
+    electrons: float = 4000.0,
+    seed: int = 0,
+) -> Bench:
+    """Return a bench over several images of the same columns, each through its own microscope."""
+    first, *others = (
+        bench_of(island, columns, m, electrons, seed + n).misfit for n, m in enumerate(microscopes)
+    )
+    return Bench(island.model, first, others=tuple(others))
+
+
+def micrograph_of(
+    island: Slab,
+    columns: ColumnModel | None = None,
+    microscope: Microscope | None = None,
+    electrons: float = 4000.0,
+    seed: int | None = 0,
+) -> Micrograph:
+    """Return the micrograph that `bench_of` compares with."""
     model = island.model
     image = model.field.crop(model.image(columns or island.columns, microscope or island.microscope)).double()
     if seed is not None:
         image = add_noise(image, electrons, 1.0, 0.0, 0.0, torch.Generator().manual_seed(seed)) / electrons
     valid = np.ones(tuple(image.shape), bool)
-    micrograph = Micrograph(image.numpy(), valid, model.field.detector_pixel, electrons, 0.0, 0.002)
-    return Bench(model, make_misfit(micrograph, model.field))
+    return Micrograph(image.numpy(), valid, model.field.detector_pixel, electrons, 0.0, 0.002)
 
 
 def without(island: Slab, column: int) -> ColumnModel:

@@ -275,3 +275,57 @@ def test_the_example_of_a_phantom_is_a_valid_plan():
     plan = load_plan(Path(__file__).parents[1] / "examples" / "phantom.toml")
     assert plan.structure.path.is_file()
     assert plan.simulate.shape == "wedge"
+
+
+def test_further_images_are_found_beside_the_plan_and_survive_a_dump(tmp_path):
+    path = tmp_path / "plan.toml"
+    path.write_text(
+        """[image]
+path = "a.tif"
+frames = [0, 2]
+focus_step_nm = -4.0
+[[image.also]]
+path = "b.tif"
+mask = "mask.npy"
+c1_nm = 9.0
+drift_px = [3, -2.5]
+[[image.also]]
+frame = 4
+exclude = [[[0, 0], [0, 9], [9, 9]]]
+[microscope]
+high_tension_kV = 300.0
+[structure]
+path = "c.cif"
+zone_axis = [1, 1, 0]
+""",
+        "utf-8",
+    )
+    plan = load_plan(path)
+    first, second = plan.image.also
+    assert first.path == tmp_path / "b.tif" and first.mask == tmp_path / "mask.npy"
+    assert (first.c1_nm, first.drift_px, second.frame, second.path) == (9.0, (3.0, -2.5), 4, None)
+    (tmp_path / "again.toml").write_text(dump_plan(plan), "utf-8")
+    assert load_plan(tmp_path / "again.toml") == plan
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        ({"also": [{"c1_nm": 5.0}]}, "needs a path, a dataset or a frame of its own"),
+        ({"also": [{"path": "b.tif", "c1": 5.0}]}, "unknown key 'also.0.c1' in [image]; known here: path, "),
+        ({"also": [{"path": "b.tif", "c1_nm": 5e4}]}, "also.0.c1_nm must be -1000 to 1000 nm, got 50000"),
+        ({"frames": "all", "frame": 1}, "takes frame (one) or frames (fitted together), got both"),
+        ({"frames": [1, 1]}, "frames must differ, got [1, 1]"),
+        ({"focus_step_nm": 4.0}, "focus_step_nm needs frames"),
+    ],
+)
+def test_contradictions_of_further_images_are_refused(image, said):
+    with pytest.raises(PlanError) as caught:
+        plan_from_tables({**tables(), "image": {"path": "image.tif", **image}}, "my.toml")
+    assert said in str(caught.value)
+
+
+def test_a_series_is_followed_or_its_frames_are_fitted_together():
+    given = {**tables(), "image": {"path": "image.tif", "frames": "all"}, "series": {"interval_s": 0.5}}
+    with pytest.raises(PlanError, match=r"takes \[series\], which follows changes .* got both"):
+        plan_from_tables(given, "my.toml")

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from qhrtem.errors import PlanError
-from qhrtem.io.micrograph import read_image
+from qhrtem.io.masks import read_planned
 from qhrtem.io.series_file import read_series
 from qhrtem.io.structure_files import ase_atoms
 from qhrtem.io.twin import read_twin, write_results
@@ -90,7 +90,7 @@ def fit(
     plan = _plan(Path(source), options)
     if out is not None:
         check_free(out, force)
-    raw = read_image(plan.image.path, plan.image.dataset, plan.image.frame)
+    raw = read_planned(plan.image)
     twin = fit_image(plan, raw, read_cif(plan.structure.path), progress)
     if out is not None:
         folder = create_run(out, force)

@@ -90,12 +90,53 @@ _Corner = tuple[_Number, _Number]  # row, col, pixels
 _Polygon = Annotated[tuple[_Corner, ...], Field(min_length=3)]
 
 
+_Frame = Annotated[int, Strict(), Field(ge=0)]
+_Frames = Annotated[tuple[_Frame, ...], Field(min_length=2)]
+_Drift = Annotated[_Number, _within(-1e4, 1e4, "pixels", "was it given in pm?", "was it given in pm?")]
+_Step = Annotated[_Number, _within(-200.0, 200.0, "nm", "was it given in Å?", "was it given in Å?")]
+
+
+class FurtherPlan(_Table):
+    """A further image of the same area, with the pixels of the first; what is left out is as in [image].
+
+    Mask and polygons are not taken over: they are of one image.
+    """
+
+    path: Path | None = None
+    dataset: str | None = None  # which image, where a file holds several
+    frame: _Frame | None = None  # which frame of a series, from 0
+    offset_counts: _Counts | None = None  # reading without electrons
+    vacuum_counts: _Counts | None = None  # mean vacuum level, the offset included
+    gain_counts_per_electron: _Gain | None = None
+    readout_counts: _Noise | None = None  # one standard deviation
+    mask: Path | None = None  # image of the same size, zero where a pixel must not be used
+    exclude: tuple[_Polygon, ...] | None = None  # areas that must not be used
+    c1_nm: _Defocus | None = None  # positive = overfocus, from the specimen's exit plane; else looked for
+    # how many rows and columns farther along the specimen lies than in the first image
+    drift_px: tuple[_Drift, _Drift] | None = None
+
+    @model_validator(mode="after")
+    def _another(self) -> Self:
+        if self.path is None and self.dataset is None and self.frame is None:
+            raise ValueError(
+                "needs a path, a dataset or a frame of its own, got none; it would be the first image again"
+            )
+        return self
+
+
 class ImagePlan(_Table):
     """Where the micrograph is and what is known of the camera."""
 
     path: Path
     dataset: str | None = None  # which image, where a file holds several
-    frame: Annotated[int, Strict(), Field(ge=0)] | None = None  # which frame of a series, from 0
+    frame: _Frame | None = None  # which frame of a series, from 0
+    frames: Literal["all"] | Annotated[tuple[_Frame, ...], Field(min_length=2)] | None = (
+        None  # fitted together
+    )
+    focus_step_nm: _Step | None = None  # change of C1 from one of these frames to the next, if it was set
+    also: tuple[FurtherPlan, ...] | None = (
+        None  # further images of the same area, each a table [[image.also]]
+    )
     pixel_size_A: _Angstrom | None = None  # a prior, refined by the lattice
     offset_counts: _Counts | None = None  # reading without electrons, 0 where left out
     vacuum_counts: _Counts | None = None  # mean vacuum level, the offset included
@@ -114,6 +155,16 @@ class ImagePlan(_Table):
         if value is None or isinstance(value, (MtfFormula, MtfTable)):
             return value
         raise ValueError(f"must be a table {{ a = …, b = … }} or the path of a file of values, got {value!r}")
+
+    @model_validator(mode="after")
+    def _one_choice_of_frames(self) -> Self:
+        if self.frames is not None and self.frame is not None:
+            raise ValueError("takes frame (one) or frames (fitted together), got both; leave one out")
+        if self.focus_step_nm is not None and self.frames is None:
+            raise ValueError('focus_step_nm needs frames = "all" or a list such as [0, 1, 2]')
+        if isinstance(self.frames, tuple) and len(set(self.frames)) < len(self.frames):
+            raise ValueError(f"frames must differ, got {list(self.frames)}")
+        return self
 
     @model_validator(mode="after")
     def _vacuum_above_offset(self) -> Self:
@@ -255,6 +306,15 @@ class Plan(_Table):
     simulate: SimulatePlan | None = None
     series: SeriesPlan | None = None
 
+    @model_validator(mode="after")
+    def _one_use_of_several_images(self) -> Self:
+        if self.series is not None and (self.image.frames or self.image.also):
+            raise ValueError(
+                "takes [series], which follows changes from frame to frame, or frames and [[image.also]] in "
+                "[image], which fit one structure to all, got both; leave one out"
+            )
+        return self
+
 
 _KINDS: dict[str, type[_Table]] = {
     "image": ImagePlan,
@@ -310,6 +370,9 @@ def dump_plan(plan: Plan) -> str:
 def _toml(value: object) -> str:
     if isinstance(value, MtfTable):
         return _toml(value.path)
+    if isinstance(value, FurtherPlan):
+        given = ", ".join(f"{key} = {_toml(part)}" for key, part in value if part is not None)
+        return f"{{ {given} }}"
     if isinstance(value, MtfFormula):
         return f"{{ a = {value.a!r}, b = {value.b!r} }}"
     if isinstance(value, (str, Path)):
@@ -336,7 +399,21 @@ def _rooted(tables: Tables, folder: Path) -> dict[str, dict[str, Any]]:
         if isinstance(value, (str, Path)):
             absolute = (folder / Path(value).expanduser()).resolve()
             out[table][key] = _measured(absolute) if key == "mtf" else absolute
+    also = out.get("image", {}).get("also")
+    if isinstance(also, (list, tuple)):
+        out["image"]["also"] = [_further_rooted(entry, folder) for entry in also]
     return out
+
+
+def _further_rooted(entry: object, folder: Path) -> object:
+    if not isinstance(entry, Mapping):
+        return entry
+    absolute = {
+        key: (folder / Path(entry[key]).expanduser()).resolve()
+        for key in ("path", "mask")
+        if isinstance(entry.get(key), (str, Path))
+    }
+    return {**entry, **absolute}
 
 
 PATHS = (("image", "path"), ("structure", "path"), ("image", "mtf"), ("image", "mask"), ("series", "folder"))
@@ -363,9 +440,13 @@ def _validated(tables: Tables, origin: str) -> Plan:
 def _explain(fault: Any) -> str:
     """Return one clause for a fault of pydantic: the key in its table, what is required, what came."""
     loc = [str(part) for part in fault["loc"]]
+    if not loc:
+        return f"the plan {fault['ctx']['error']}"
     table, key = loc[0], ".".join(loc[1:])
     if fault["type"] == "extra_forbidden":
         hint = "known here: a and b, or path" if loc[1] == "mtf" else _nearest(key, table)
+        if loc[1] == "also":
+            hint = f"known here: {', '.join(FurtherPlan.model_fields)}"
         return f"unknown key '{key}' in [{table}]; {hint}"
     place = f"[{table}] {key}".rstrip()
     if fault["type"] == "missing":

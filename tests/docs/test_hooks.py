@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import qhrtem
-from qhrtem.plan import ImagePlan, MicroscopePlan, RunPlan, SimulatePlan, StructurePlan
+from qhrtem.plan import FurtherPlan, ImagePlan, MicroscopePlan, RunPlan, SimulatePlan, StructurePlan
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -22,7 +22,7 @@ def hooks():  # type: ignore[no-untyped-def]
 
 def test_plan_reference_lists_every_key_with_its_range() -> None:
     text = hooks().plan_reference()
-    for table in (ImagePlan, MicroscopePlan, StructurePlan, RunPlan, SimulatePlan):
+    for table in (ImagePlan, FurtherPlan, MicroscopePlan, StructurePlan, RunPlan, SimulatePlan):
         for key in table.model_fields:
             assert f"| `{key}` |" in text, key
     assert "| `high_tension_kV` | 20 to 1500 kV | required |" in text

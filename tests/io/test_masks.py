@@ -34,6 +34,31 @@ def test_nothing_is_ruled_out_unasked(plan):
     assert read_planned(plan().image).usable is None
 
 
+def test_frames_and_further_images_come_along_with_the_first(plan, tmp_path):
+    stack = np.random.default_rng(1).poisson(400.0, (4, *SHAPE)).astype(float)
+    np.save(tmp_path / "stack.npy", stack)
+    inside = [[[0, 0], [0, 20], [20, 20], [20, 0]]]
+    asked = plan(
+        path=tmp_path / "stack.npy",
+        frames=[2, 0],
+        exclude=inside,
+        also=[{"path": tmp_path / "image.npy"}, {"frame": 3, "exclude": [[[60, 60], [60, 99], [79, 99]]]}],
+    )
+    raw = read_planned(asked.image)
+    assert (raw.counts == stack[2]).all() and len(raw.also) == 3
+    second, third, fourth = raw.also
+    assert (second.counts == stack[0]).all() and (fourth.counts == stack[3]).all()
+    # Polygons are of the images that they were drawn on: all frames of a series, but no other file.
+    assert not raw.usable[5, 5] and not second.usable[5, 5]
+    assert third.usable is None and fourth.usable[5, 5] and not fourth.usable[65, 90]
+    every = read_planned(plan(path=tmp_path / "stack.npy", frames="all").image)
+    assert len(every.also) == 3 and (every.also[2].counts == stack[3]).all()
+    with pytest.raises(InputError, match="frames needs a series of at least two images, got one"):
+        read_planned(plan(frames="all").image)
+    with pytest.raises(InputError, match="frame must be 0 to 3, got 7"):
+        read_planned(plan(path=tmp_path / "stack.npy", frames=[0, 7]).image)
+
+
 def test_polygons_rule_out_rows_and_columns_as_named(plan):
     raw = read_planned(plan(exclude=[[[10.0, 20.0], [10.0, 60.0], [30.0, 60.0], [30.0, 20.0]]]).image)
     assert not raw.usable[20, 40] and raw.usable[40, 20] and raw.usable[20, 70]

@@ -14,7 +14,7 @@ import pytest
 
 from qhrtem.errors import InputError, ResourceError
 from qhrtem.io.twin import CLAIMS, FORMAT, VERSION, read_twin, replace_file, write_results
-from qhrtem.model.twin import Twin
+from qhrtem.model.twin import FurtherImage, Twin
 from twins import make_twin, with_text
 
 HOSTILE = "</script><img src=x onerror=alert(1)>,\"'\n=1+1 \0 \udcff µ—"
@@ -45,6 +45,21 @@ def assert_same(got: Any, expected: Any, where: str = "twin") -> None:
 def test_result_file_returns_an_equal_twin(twin: Twin, tmp_path: Path) -> None:
     write_results(twin, tmp_path)
     assert_same(read_twin(tmp_path), twin)
+
+
+def test_further_images_are_written_and_return(twin: Twin, tmp_path: Path) -> None:
+    images = tuple(
+        FurtherImage(f"{name} \0µ", (3.25, -7.5), twin.microscope[: n + 1], 1.01, 0.83)
+        for n, name in enumerate(("b.tif", "c.tif"))
+    )
+    several = dataclasses.replace(twin, further=images)
+    write_results(several, tmp_path)
+    found = read_twin(tmp_path).further
+    assert found[0].path == "b.tif \\x00µ"
+    assert_same(found, tuple(dataclasses.replace(f, path=found[n].path) for n, f in enumerate(images)))
+    said = json.loads((tmp_path / "microscope.json").read_text())
+    assert [f["drift_px"] for f in said["further_images"]] == [[3.25, -7.5]] * 2
+    assert list(said["further_images"][1]["parameters"]) == [e.name for e in twin.microscope[:2]]
 
 
 def test_twin_without_history_columns_or_notes_returns_equal(twin: Twin, tmp_path: Path) -> None:

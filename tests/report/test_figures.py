@@ -13,7 +13,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.quiver import Quiver
 
-from qhrtem.model.twin import Step, Twin
+from qhrtem.model.twin import Estimate, FurtherImage, ImagingErrors, Step, Twin
 from qhrtem.report.drawing import grey_range, integer_scale, nice_length, spacing_A
 from qhrtem.report.evidence import (
     convergence_figure,
@@ -35,6 +35,7 @@ from qhrtem.report.figures import (
     surfaces_figure,
 )
 from qhrtem.report.lens import lens_figure
+from qhrtem.report.posterior import posterior_figure
 from specimens import twin_of_crystal
 from twins import make_twin, with_text
 
@@ -160,6 +161,18 @@ def test_strange_names_and_empty_parts_do_not_break_a_figure() -> None:
     ):
         for draw in drawn:
             draw(odd).draw_without_rendering()
+
+
+def test_the_posterior_of_several_images_shows_the_first_and_others_when_asked() -> None:
+    twin = twin_of_crystal()
+    names = ("c1_nm", "a1_x_nm", "c1_nm of image 2", "shift_x_pm of image 2")
+    errors = ImagingErrors(names, np.eye(4) + 0.3)
+    second = FurtherImage("b.tif", (1.0, 2.0), (Estimate("c1_nm", "C1", 9.0, 0.1, "nm", True),), 1.0, 0.9)
+    several = dataclasses.replace(twin, imaging_errors=errors, further=(second,))
+    labels = [ax.get_xlabel() for ax in posterior_figure(several).axes if ax.get_xlabel()]
+    assert len(labels) == 2 and not any("image 2" in text for text in labels)
+    asked = posterior_figure(several, ("c1_nm", "c1_nm of image 2"))
+    assert "of image\n2 (nm)" in [ax.get_xlabel() for ax in asked.axes if ax.get_xlabel()][-1]
 
 
 def test_convergence_keeps_negative_objectives(twin: Twin) -> None:

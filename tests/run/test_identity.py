@@ -31,6 +31,36 @@ def test_files_may_move_but_not_change(plan, tmp_path):
     assert difference.startswith("image file (SHA-256): ")
 
 
+def test_further_images_count_by_what_they_hold(plan, tmp_path):
+    files = [tmp_path / "b.tif", tmp_path / "c.tif"]
+    for file in files:
+        file.write_bytes(plan.image.path.read_bytes())
+
+    def asked(path, **keys):
+        return load_plan(DEMO_PLAN, {"image": {"also": [{"path": str(path), **keys}]}})
+
+    before = Identity.of(asked(files[0]))
+    assert before.differences(Identity.of(asked(files[1]))) == []
+    assert before.differences(Identity.of(asked(files[0], c1_nm=9.0))) == [
+        "plan [image] also 1 c1_nm: not given → 9.0"
+    ]
+    (difference,) = Identity.of(plan).differences(before)
+    assert difference.startswith("also 1 file (SHA-256): not given → ")
+    files[1].write_bytes(b"another image")
+    (difference,) = before.differences(Identity.of(asked(files[1])))
+    assert difference.startswith("also 1 file (SHA-256): ")
+
+
+def test_a_mask_counts_by_what_it_holds(plan, tmp_path):
+    mask = tmp_path / "mask.npy"
+    mask.write_bytes(b"one")
+    asked = plan.model_copy(update={"image": plan.image.model_copy(update={"mask": mask})})
+    before = Identity.of(asked)
+    mask.write_bytes(b"other")
+    (difference,) = before.differences(Identity.of(asked))
+    assert difference.startswith("mask file (SHA-256): ")
+
+
 def test_changed_and_added_keys_and_versions_are_named(plan):
     now = load_plan(DEMO_PLAN, {"microscope": {"c1_nm": 5.5}, "run": {"seed": 7}})
     before = Identity.of(plan)

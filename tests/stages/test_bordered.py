@@ -47,3 +47,11 @@ def test_a_matrix_that_is_not_positive_is_refused() -> None:
     a = random_matrix(1, 2, 6)
     with pytest.raises(np.linalg.LinAlgError):
         Factor(Bordered(-np.eye(2), a.border, a.local))
+
+
+def test_a_corner_among_others_keeps_its_places() -> None:
+    a, places = random_matrix(3, 2, 7), [4, 1]
+    dense = a.among(places, 5).dense()
+    index = [*places, *range(5, 12)]
+    assert np.array_equal(dense[np.ix_(index, index)], a.dense())
+    assert not np.delete(dense, index, 0).any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from qhrtem.stages.checkpoint import (
     Snapshot,
 )
 from qhrtem.stages.imaging import Hypothesis
-from qhrtem.stages.objective import State
+from qhrtem.stages.objective import OwnLens, State
 
 STO = projection("SrTiO3", (0, 0, 1))
 
@@ -97,6 +98,21 @@ def test_a_state_comes_back_the_same(diffuse: torch.Tensor | float, mtf: Any) ->
         for name in ("kind", "cell", "anchor", "frame", "rise", "shift", "first", "last"):
             assert same(getattr(before.state.columns, name), getattr(after.state.columns, name))
         assert after.state.columns.projection is STO
+
+
+def test_further_images_come_back_the_same() -> None:
+    """Each with its own lens, MTF and thermal correction."""
+    before = reached(3, 0.1)
+    second, third = reached(4, torch.linspace(0, 1 / 7, 30).reshape(5, 6)), reached(5, 0.0, np.eye(2))
+    others = tuple(OwnLens(r.state.microscope, r.state.diffuse) for r in (second, third))
+    whole = Reached(replace(before.state, others=others), 1 / 3)
+    for after in through(ReachedForm(STO), whole):
+        assert len(after.state.others) == 2
+        for a, b in zip(others, after.state.others, strict=True):
+            assert same(a.diffuse, b.diffuse)
+            for name in ("values", "mean", "sigma", "mtf", "energy"):
+                assert same(getattr(a.microscope, name), getattr(b.microscope, name))
+        assert same(after.state.microscope.values, before.state.microscope.values)
 
 
 def test_counters_and_generator_go_on_where_they_were() -> None:

@@ -159,17 +159,19 @@ def announce(plan: Plan, raw: RawImage, crystal: Crystal) -> None:
     if stated is None:
         return  # nothing is known of the size of the field before the lattice is found
     needs = estimate(shape, mean_pitch(stated), projection, transform_seconds())
-    free, minutes = free_memory(), needs.seconds / cores() / 60
+    # The first rounds see the first image alone; the others cost what it costs.
+    seconds = needs.seconds * (1 + len(raw.also)) / cores()
+    free, minutes = free_memory(), seconds / 60
     words = f"at most {needs.columns} columns with the margin, {in_words(needs.memory)} of memory"
     if needs.memory > free:
         raise ResourceError(
             f"{raw.path}: this fit needs more memory than there is: {words}, and {in_words(free)} are free; "
             "cut out a smaller part of the image"
         )
-    if needs.seconds / cores() > LONGEST_S:
+    if seconds > LONGEST_S:
         raise ResourceError(
             f"{raw.path}: this fit of {needs.columns} columns would take about "
-            f"{needs.seconds / cores() / 3600:.0f} h on {cores()} cores; cut out a smaller part of the image"
+            f"{seconds / 3600:.0f} h on {cores()} cores; cut out a smaller part of the image"
         )
     time = f"about {max(1, round(minutes))} min" if minutes < 90 else f"about {minutes / 60:.1f} h"
     Console().print(f"needs {words} and {time} on {cores()} cores", soft_wrap=True, highlight=False)
@@ -197,11 +199,12 @@ def _read(plan: Plan) -> tuple[RawImage, Crystal]:
     """Return image and crystal. Raises InputError where the image is of a kind that cannot be fitted."""
     from qhrtem.calibrate.claims import require_fittable
     from qhrtem.calibrate.intensity import planned_pitch
-    from qhrtem.io.micrograph import read_image
+    from qhrtem.io.masks import read_planned
     from qhrtem.specimen.crystal import read_cif
 
-    raw = read_image(plan.image.path, plan.image.dataset, plan.image.frame)
-    require_fittable(replace(raw, pixel_size_A=planned_pitch(plan.image, raw)))
+    raw = read_planned(plan.image)
+    for image in (raw, *raw.also):
+        require_fittable(replace(image, pixel_size_A=planned_pitch(plan.image, image)))
     return raw, read_cif(plan.structure.path)
 
 

@@ -1,4 +1,4 @@
-"""The image of a plan with what its user rules out: a mask image, or polygons in pixels."""
+"""The images of a plan with what their user rules out: a mask image, or polygons in pixels."""
 
 from __future__ import annotations
 
@@ -10,17 +10,31 @@ from numpy.typing import NDArray
 from skimage.draw import polygon2mask
 
 from qhrtem.errors import InputError
-from qhrtem.io.micrograph import read_image
+from qhrtem.io.micrograph import read_frames, read_image
 from qhrtem.model.micrograph import RawImage
-from qhrtem.plan import ImagePlan
+from qhrtem.plan import FurtherPlan, ImagePlan
 
 
 def read_planned(plan: ImagePlan) -> RawImage:
     """Return the image that a plan names, with the pixels that its mask and polygons rule out.
 
-    Raises InputError where the image or the mask cannot be used, or a polygon holds no pixel of the image.
+    It brings along the further images of the same area: those of its series, then those of [[image.also]].
+    Raises InputError where an image or a mask cannot be used, or a polygon holds no pixel of its image.
     """
-    raw = read_image(plan.path, plan.dataset, plan.frame)
+    raws: tuple[RawImage, ...]
+    if plan.frames is None:
+        raws = (read_image(plan.path, plan.dataset, plan.frame),)
+    else:
+        raws = read_frames(plan.path, plan.dataset, None if plan.frames == "all" else plan.frames)
+    first, *further = (_ruled_out(plan, raw) for raw in raws)
+    for entry in plan.also or ():
+        own = entry.path is not None
+        dataset = entry.dataset if own or entry.dataset is not None else plan.dataset
+        further.append(_ruled_out(entry, read_image(entry.path or plan.path, dataset, entry.frame)))
+    return replace(first, also=tuple(further))
+
+
+def _ruled_out(plan: ImagePlan | FurtherPlan, raw: RawImage) -> RawImage:
     if plan.mask is None and plan.exclude is None:
         return raw
     usable = np.ones(raw.counts.shape, dtype=bool)

@@ -68,6 +68,23 @@ def read_image(path: str | Path, dataset: str | None = None, frame: int | None =
     return replace(raw, metadata={**(raw.metadata or {}), **_beside(path)})
 
 
+def read_frames(
+    path: str | Path, dataset: str | None = None, frames: tuple[int, ...] | None = None
+) -> tuple[RawImage, ...]:
+    """Return several frames of the series that a file holds, all of them where none are named.
+
+    Raises InputError as `read_image` does, and where there is no series.
+    """
+    path = Path(path)
+    signal = read_signal(path, dataset)
+    number = frames_in(signal)
+    if number < 2:
+        raise InputError(f"{path}: frames needs a series of at least two images, got one; leave it out")
+    beside = _beside(path)
+    found = [image_of_signal(signal, path, n) for n in (frames or range(number))]
+    return tuple(replace(raw, metadata={**(raw.metadata or {}), **beside}) for raw in found)
+
+
 def read_signal(path: str | Path, dataset: str | None = None) -> dict[str, Any]:
     """Return an image, or a series of images, as RosettaSciIO describes it.
 
@@ -79,11 +96,7 @@ def read_signal(path: str | Path, dataset: str | None = None) -> dict[str, Any]:
 
 def frames_in(signal: Mapping[str, Any]) -> int:
     """Return how many images a signal holds."""
-    data = np.asarray(signal["data"])
-    image = [i for i, axis in enumerate(_axes(signal)) if axis and not axis.get("navigate", False)]
-    if len(image) != 2:
-        image = [data.ndim - 2, data.ndim - 1]
-    return int(np.prod([n for i, n in enumerate(data.shape) if i not in image], dtype=np.int64))
+    return len(_stack(np.asarray(signal["data"]), _axes(signal))[0])
 
 
 def image_of_signal(signal: Mapping[str, Any], path: str | Path, frame: int | None = None) -> RawImage:
@@ -232,24 +245,30 @@ def _axes(signal: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return sorted(axes, key=lambda axis: axis.get("index_in_array", axes.index(axis)))
 
 
-def _one_frame(
-    data: NDArray[Any], axes: list[Mapping[str, Any]], frame: int | None, path: Path
-) -> tuple[NDArray[Any], list[Mapping[str, Any]]]:
-    """Return a single image [row, col] with its two axes from an image or a series of images."""
+def _stack(data: NDArray[Any], axes: list[Mapping[str, Any]]) -> tuple[NDArray[Any], list[Mapping[str, Any]]]:
+    """Return all images [frame, row, col] of an image or a series, and the axes of an image."""
     image = [i for i, axis in enumerate(axes) if axis and not axis.get("navigate", False)]
     if len(image) != 2:
         image = [data.ndim - 2, data.ndim - 1]
     series = [i for i in range(data.ndim) if i not in image]
     stack = data.transpose(*series, *image).reshape(-1, *(data.shape[i] for i in image))
+    return stack, [axes[i] for i in image]
+
+
+def _one_frame(
+    data: NDArray[Any], axes: list[Mapping[str, Any]], frame: int | None, path: Path
+) -> tuple[NDArray[Any], list[Mapping[str, Any]]]:
+    """Return a single image [row, col] with its two axes from an image or a series of images."""
+    stack, own = _stack(data, axes)
     if frame is None and len(stack) != 1:
         raise InputError(
             f"{path}: holds a series of {len(stack)} frames; choose one with frame = 0 to {len(stack) - 1}, "
-            "fit all of them with --series, or align and sum them first"
+            'fit all of them with --series, or together with frames = "all" if they show one area'
         )
     number = frame or 0
     if not 0 <= number < len(stack):
         raise InputError(f"{path}: frame must be 0 to {len(stack) - 1}, got {number}")
-    return stack[number], [axes[i] for i in image]
+    return stack[number], own
 
 
 def _usable(data: NDArray[Any], path: Path) -> NDArray[np.float64]:

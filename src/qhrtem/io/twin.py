@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from qhrtem.errors import InputError, ResourceError
 from qhrtem.io.fitted import read_errors, read_fitted, write_errors, write_fitted
-from qhrtem.io.hdf5 import put, put_strings, strings
+from qhrtem.io.hdf5 import put, put_strings, storable, strings
 from qhrtem.io.nexus import link_images
 from qhrtem.io.structure_files import cel_text, cif_text, extxyz_text
-from qhrtem.model.twin import Atoms, ColumnTable, Estimate, Gate, Match, Step, Twin
+from qhrtem.model.twin import Atoms, ColumnTable, Estimate, FurtherImage, Gate, Match, Step, Twin
 
 FORMAT = "qhrtem-result"
 VERSION = 2  # 2 added errors/, model/ and the NeXus entry; 1 is still read
@@ -55,6 +55,7 @@ SCALAR_UNITS = {
     "chi2_crystal": "1",
     "chi2_vacuum": "1",
 }
+FURTHER_SCALARS = ("chi2_crystal", "overlap")
 
 
 def write_results(twin: Twin, folder: Path) -> None:
@@ -123,7 +124,29 @@ def columns_text(table: ColumnTable) -> str:
 
 def microscope_text(twin: Twin) -> str:
     """Return microscope.json: each parameter with value, sigma (null if unknown), unit and status."""
-    parameters = {
+    content: dict[str, Any] = {
+        "format": "qhrtem-microscope",
+        "version": VERSION,
+        "passed": twin.passed,
+        "pixel_size_A": _null_if_nan(twin.pixel_size_A),
+        "parameters": _parameters(twin.microscope),
+    }
+    if twin.further:
+        content["further_images"] = [
+            {
+                "path": f.path,
+                "drift_px": [_null_if_nan(v) for v in f.drift_px],
+                "chi2_crystal": _null_if_nan(f.chi2_crystal),
+                "overlap": _null_if_nan(f.overlap),
+                "parameters": _parameters(f.microscope),
+            }
+            for f in twin.further
+        ]
+    return json.dumps(content, indent=2, ensure_ascii=True, allow_nan=False) + "\n"
+
+
+def _parameters(estimates: Sequence[Estimate]) -> dict[str, dict[str, Any]]:
+    return {
         e.name: {
             "label": e.label,
             "value": _null_if_nan(e.value),
@@ -132,16 +155,8 @@ def microscope_text(twin: Twin) -> str:
             "refined": bool(e.refined),
             "note": e.note,
         }
-        for e in twin.microscope
+        for e in estimates
     }
-    content = {
-        "format": "qhrtem-microscope",
-        "version": VERSION,
-        "passed": twin.passed,
-        "pixel_size_A": _null_if_nan(twin.pixel_size_A),
-        "parameters": parameters,
-    }
-    return json.dumps(content, indent=2, ensure_ascii=True, allow_nan=False) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -197,6 +212,13 @@ def _write_h5(twin: Twin, path: Path) -> None:
         put_strings(file, "provenance/value", tuple(twin.provenance.values()))
         write_errors(file, twin.position_errors, twin.imaging_errors)
         write_fitted(file, twin.fitted)
+        for number, image in enumerate(twin.further):
+            group = file.create_group(f"further/{number}")
+            group.attrs["path"] = storable(image.path)
+            put(group, "drift_px", np.array(image.drift_px), "px")
+            for name in FURTHER_SCALARS:
+                put(group, name, getattr(image, name), "1")
+            _put_records(group, "microscope", Estimate, image.microscope)
         link_images(file, twin)
         file.flush()
         content = file.id.get_file_image()
@@ -228,8 +250,16 @@ def _read_h5(file: h5py.File) -> Twin:
         position_errors=position_errors,
         imaging_errors=imaging_errors,
         fitted=read_fitted(file),
+        further=tuple(_further(file[f"further/{n}"]) for n in range(len(file.get("further", ())))),
         **{name: float(file[name][()]) for name in SCALAR_UNITS},
     )
+
+
+def _further(group: h5py.Group) -> FurtherImage:
+    row, col = group["drift_px"][()].tolist()
+    numbers = {name: float(group[name][()]) for name in FURTHER_SCALARS}
+    path, lens = str(group.attrs["path"]), _records(group, "microscope", Estimate)
+    return FurtherImage(path=path, drift_px=(row, col), microscope=lens, **numbers)
 
 
 def _parts(twin: Twin) -> tuple[tuple[str, object, dict[str, str]], ...]:
@@ -240,7 +270,7 @@ def _parts(twin: Twin) -> tuple[tuple[str, object, dict[str, str]], ...]:
     )
 
 
-def _put_records(file: h5py.File, group: str, kind: type, records: Sequence[Any]) -> None:
+def _put_records(file: h5py.Group, group: str, kind: type, records: Sequence[Any]) -> None:
     """Store a sequence of records as one dataset a field."""
     for field in fields(kind):
         values = [getattr(record, field.name) for record in records]
@@ -251,7 +281,7 @@ def _put_records(file: h5py.File, group: str, kind: type, records: Sequence[Any]
             file.create_dataset(f"{group}/{field.name}", data=np.array(values, dtype=dtype))
 
 
-def _records(file: h5py.File, group: str, kind: type) -> tuple[Any, ...]:
+def _records(file: h5py.Group, group: str, kind: type) -> tuple[Any, ...]:
     columns = []
     for field in fields(kind):
         name = f"{group}/{field.name}"

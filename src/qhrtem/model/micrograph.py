@@ -18,6 +18,7 @@ class RawImage:
     pixel_size_A: tuple[float, float] | None = None  # (row, col) pitch stated by the file
     metadata: dict[str, str] | None = None  # flat, as stated by the file; never trusted
     usable: NDArray[np.bool_] | None = None  # [row, col], False where the user rules a pixel out
+    also: tuple[RawImage, ...] = ()  # further images of the same area, to be fitted together with this one
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,33 @@ PARAMETERS: tuple[ImagingParameter, ...] = (
 )
 NAMES = tuple(p.name for p in PARAMETERS)
 INDEX = {name: i for i, name in enumerate(NAMES)}
+# What belongs to the specimen and not to the exposure: several images of one area have it in common.
+SPECIMEN = tuple(i for i, p in enumerate(PARAMETERS) if p.structural)
+
+
+def numbered(name: str, image: int) -> int:
+    """Return the number of an imaging parameter of one of several images, counted from 0.
+
+    A fit to several images numbers the parameters of the first as `INDEX` does, those of the second from
+    `len(PARAMETERS)` on, and so forth. What belongs to the specimen has the number it has in the first image.
+    """
+    own = INDEX[name]
+    return own if own in SPECIMEN else image * len(PARAMETERS) + own
+
+
+def parameter(number: int) -> ImagingParameter:
+    """Return the imaging parameter that a number means, of whichever image."""
+    return PARAMETERS[number % len(PARAMETERS)]
+
+
+def image_of(number: int) -> int:
+    """Return which image a number belongs to, 0 the first."""
+    return number // len(PARAMETERS)
+
+
+def acting_on(imaging: list[int], image: int) -> list[int]:
+    """Return the places in a list of numbers of those parameters that change one of several images."""
+    return [a for a, i in enumerate(imaging) if image_of(i) == image or i in SPECIMEN]
 
 
 Mtf = tuple[float, float] | NDArray[np.float64]  # (a, b), or samples (2, N): q in cycles/pixel, value

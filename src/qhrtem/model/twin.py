@@ -124,6 +124,18 @@ class Match:
 
 
 @dataclass(frozen=True)
+class FurtherImage:
+    """One more image of the same area, to which the structure was fitted together with the first."""
+
+    path: str
+    # row, col by which the specimen lies farther along in it than in the first image, pixels
+    drift_px: tuple[float, float]
+    microscope: tuple[Estimate, ...]
+    chi2_crystal: float  # reduced χ² over the crystal, where both images show it
+    overlap: float  # share of the pixels that count in the first image which also count in this one
+
+
+@dataclass(frozen=True)
 class Step:
     """One line of the convergence history."""
 
@@ -167,6 +179,7 @@ class Twin:
     position_errors: PositionErrors | None = None  # None in results of version 1
     imaging_errors: ImagingErrors | None = None
     fitted: Fitted | None = None
+    further: tuple[FurtherImage, ...] = ()  # images fitted together with the one that all else speaks of
 
     @property
     def passed(self) -> bool:

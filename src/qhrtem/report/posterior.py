@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,15 +21,15 @@ def posterior_figure(twin: Twin, names: tuple[str, ...] | None = None) -> Figure
     """One and two standard deviations of pairs of imaging parameters, and the curve of each alone.
 
     The posterior is Gaussian about the optimum (Laplace). names: which parameters, by the keys of
-    microscope.json; None: the most correlated ones. Raises InputError where the covariance is not stored.
+    microscope.json, those of a further image as in "c1_nm of image 2"; None: the most correlated ones of the
+    first image. Raises InputError where the covariance is not stored.
     """
     if twin.imaging_errors is None or len(twin.imaging_errors.name) < 2:
         raise InputError("this result holds no covariance of imaging parameters; fit the image again")
-    errors = twin.imaging_errors
+    errors, stated = twin.imaging_errors, _stated(twin)
     sigma = np.sqrt(np.diag(errors.covariance))
     correlation = errors.covariance / np.outer(sigma, sigma)
-    chosen = _chosen(errors.name, correlation, names)
-    stated = {e.name: e for e in twin.microscope}
+    chosen = _chosen(errors.name, correlation, names, {e.name for e in twin.microscope})
     n = len(chosen)
     with style():
         figure = Figure(figsize=(1.45 * n + 0.6, 1.45 * n + 0.4), layout="constrained")
@@ -61,6 +63,15 @@ def posterior_figure(twin: Twin, names: tuple[str, ...] | None = None) -> Figure
     return figure
 
 
+def _stated(twin: Twin) -> dict[str, Estimate]:
+    """Return the imaging parameters of all images by the names that their errors have."""
+    out = {e.name: e for e in twin.microscope}
+    for n, image in enumerate(twin.further, 2):
+        own = (replace(e, label=f"{e.label} of image {n}") for e in image.microscope)
+        out |= {f"{e.name} of image {n}": e for e in own}
+    return out
+
+
 def _label(estimate: Estimate) -> str:
     words = plain(estimate.label, 24).split(" ")
     label = " ".join(words[:-1]) + "\n" + words[-1] if len(words) > 2 else " ".join(words)
@@ -68,16 +79,19 @@ def _label(estimate: Estimate) -> str:
 
 
 def _chosen(
-    names: tuple[str, ...], correlation: NDArray[np.float64], wanted: tuple[str, ...] | None
+    names: tuple[str, ...],
+    correlation: NDArray[np.float64],
+    wanted: tuple[str, ...] | None,
+    usual: set[str],
 ) -> list[int]:
     if wanted is not None:
         unknown = [w for w in wanted if w not in names]
         if unknown:
             raise InputError(f"{unknown[0]} was not refined; refined were {', '.join(names)}")
         return [names.index(w) for w in wanted]
-    off = np.abs(correlation - np.eye(len(names)))
-    order = np.argsort(-off.max(1))[:MOST_SHOWN]
-    return sorted(int(i) for i in order)
+    own = np.array([n for n, name in enumerate(names) if name in usual])
+    off = np.abs(correlation - np.eye(len(names)))[np.ix_(own, own)]
+    return sorted(int(own[i]) for i in np.argsort(-off.max(1))[:MOST_SHOWN])
 
 
 def _ellipses(ax: Axes, middle: tuple[float, float], covariance: NDArray[np.float64], j: int, i: int) -> None:

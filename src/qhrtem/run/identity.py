@@ -25,7 +25,7 @@ class Identity:
     """What was asked, of which files, by which program."""
 
     plan: str  # TOML
-    inputs: dict[str, str]  # SHA-256 by role: image, structure, mtf
+    inputs: dict[str, str]  # SHA-256 by role: image, structure, mtf, mask, also 1, mask of also 1, …
     versions: dict[str, str]  # of the program, its source, Python and the libraries
 
     @classmethod
@@ -37,6 +37,11 @@ class Identity:
         files = {"image": plan.image.path, "structure": plan.structure.path}
         if isinstance(plan.image.mtf, MtfTable):
             files["mtf"] = plan.image.mtf.path
+        if plan.image.mask is not None:
+            files["mask"] = plan.image.mask
+        for number, further in enumerate(plan.image.also or (), 1):
+            own = {f"also {number}": further.path, f"mask of also {number}": further.mask}
+            files.update({role: path for role, path in own.items() if path is not None})
         return cls(dump_plan(plan), {k: file_digest(p) for k, p in files.items()}, versions())
 
     def record(self) -> dict[str, Any]:
@@ -113,9 +118,21 @@ def _keys(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     for name, table in tables.items():
         for key, value in table.items():
             is_file = PATHS.get(name) == key or (key == "mtf" and isinstance(value, str))
-            if name != "simulate" and not is_file:
+            if key == "also":
+                out.update(_further_keys(value))
+            elif name != "simulate" and not is_file:
                 out[f"[{name}] {key}"] = str(value)
     return out
+
+
+def _further_keys(tables: list[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the values of the further images of a plan, but for where their files lie."""
+    return {
+        f"[image] also {number} {key}": str(value)
+        for number, table in enumerate(tables, 1)
+        for key, value in table.items()
+        if key != PATHS["image"]
+    }
 
 
 def _changes(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:

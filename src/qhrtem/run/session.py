@@ -210,7 +210,7 @@ def fork(path: Path, child: Path, force: bool = False) -> tuple[Session, list[st
 
 def _relative_files(plan: Plan, folder: Path) -> dict[str, str]:
     """Return where the plan's files lie as seen from the run, so that all may move together."""
-    files = {"image": plan.image.path, "structure": plan.structure.path}
+    files = {"image": plan.image.path, "structure": plan.structure.path, **_further_files(plan)}
     return {k: os.path.relpath(p, folder.resolve()) for k, p in files.items()}
 
 
@@ -222,4 +222,19 @@ def _located(plan: Plan, relative: dict[str, str], folder: Path) -> Plan:
             moved = (folder.resolve() / relative[name]).resolve()
             if moved.is_file():
                 changes[name] = table.model_copy(update={"path": moved})
-    return plan.model_copy(update=changes) if changes else plan
+    plan = plan.model_copy(update=changes) if changes else plan
+    also = list(plan.image.also or ())
+    for name, path in _further_files(plan).items():
+        moved = (folder.resolve() / relative.get(name, "")).resolve()
+        if not path.is_file() and moved.is_file():
+            number = int(name.split()[1]) - 1
+            also[number] = also[number].model_copy(update={"path": moved})
+    if tuple(also) == (plan.image.also or ()):
+        return plan
+    return plan.model_copy(update={"image": plan.image.model_copy(update={"also": tuple(also)})})
+
+
+def _further_files(plan: Plan) -> dict[str, Path]:
+    """Return the files of further images by the role that the identity gives them."""
+    also = plan.image.also or ()
+    return {f"also {n}": e.path for n, e in enumerate(also, 1) if e.path is not None}

@@ -20,7 +20,7 @@ from qhrtem.stages.counts import CountRound
 from qhrtem.stages.covariance import imaging_errors, position_errors
 from qhrtem.stages.descent import Descent
 from qhrtem.stages.joint import Refined, apply_step
-from qhrtem.stages.model_error import column_error, common_error
+from qhrtem.stages.model_error import column_error, common_error, of_images
 from qhrtem.stages.move_model import MoveModel
 from qhrtem.stages.objective import Bench, Misfit, State, white_noise
 from qhrtem.stages.posterior import Marginals, sample
@@ -63,6 +63,7 @@ class Assessed:
     rejected: dict[str, int]  # candidates refused, by rule
     diffuse: NDArray[np.float32]  # thermal diffuse correction on the image grid
     notes: tuple[str, ...]
+    others: tuple[Match, ...] = ()  # of further images of the same area, where the first has its pixels
     ends: Persistence | None = None  # the posterior of the column ends, for a next image
 
 
@@ -72,20 +73,22 @@ def assess(
     """Return what is known of a fitted state; seed: of the walk through the column ends left open."""
     keep = claimed(state.columns, start)
     field = bench.model.field
-    match = match_of(bench.misfit, field, field.crop(bench.image(state)), lattice.crystal)
+    images = zip(bench.misfits, bench.images(state), strict=True)
+    matches = [match_of(misfit, field, field.crop(image), lattice.crystal) for misfit, image in images]
     noise = white_noise(bench, seed)
     perfect = fitted_noise(bench, evidence.refined, noise, lattice.crystal)
     place = start.field.to_detector(state.columns.group_position()[keep, 0])
     kind = tuple(state.columns.kind_of(int(c)).name for c in keep)
-    own = column_error(match, lattice.pixel_size_A, perfect)
-    shared = common_error(match, lattice.pixel_size_A, place, kind, perfect)
+    pixel = lattice.pixel_size_A
+    own = of_images(lambda m, p: column_error(m, pixel, p), matches, perfect)
+    shared = of_images(lambda m, p: common_error(m, pixel, place, kind, p), matches, perfect)
     marginals = undecided(state.columns, evidence, own, seed)
     likelihood = count_probability(state.columns, evidence, marginals)
     probability = likelihood * agreed(state.columns, evidence.rivals, max(own, shared))
     refined = replace(evidence.refined, undecided=marginals.continuous, column_error=own, common_error=shared)
     diffuse = torch.as_tensor(state.diffuse, dtype=torch.float32).expand(bench.model.field.image_grid.shape)
     return Assessed(
-        match,
+        matches[0],
         position_sigma(state, refined, start.field.reference_z),
         probability,
         position_errors(refined, state.columns, keep, start.field.reference_z),
@@ -100,7 +103,8 @@ def assess(
             _rival_note(evidence, max(own, shared)),
             _coherence_note(bench, state),
         ),
-        ends_of(state.columns, evidence, marginals),
+        others=tuple(matches[1:]),
+        ends=ends_of(state.columns, evidence, marginals),
     )
 
 
@@ -131,19 +135,25 @@ def match_of(misfit: Misfit, field: Field, image: torch.Tensor, crystal: NDArray
     )
 
 
-def fitted_noise(bench: Bench, refined: Refined, probe: torch.Tensor, crystal: NDArray[np.bool_]) -> Match:
-    """Return the fitted image with white noise in place of what was measured, and the fit to that.
+def fitted_noise(
+    bench: Bench, refined: Refined, probe: torch.Tensor, crystal: NDArray[np.bool_]
+) -> list[Match]:
+    """Return each fitted image with white noise in place of what was measured, and the fit to that.
 
-    probe: the noise (image grid) in units of its standard deviation, for which the fit was linearised.
+    probe: (N, rows, cols) the noise of the images (image grid) in units of its standard deviation, for which
+    the fit was linearised.
     """
-    field, misfit = bench.model.field, bench.misfit
+    field = bench.model.field
     assert refined.quadratic.probe is not None
-    image = bench.image(refined.state)
+    images = bench.images(refined.state)
     followed = apply_step(
         refined.state, refined.quadratic, Factor(refined.precision).solve(refined.quadratic.probe)
     )
-    noisy = replace(misfit, measured=image + probe * torch.sqrt(misfit.variance(image)))
-    return match_of(noisy, field, field.crop(bench.image(followed)), crystal)
+    out = []
+    for misfit, image, noise, after in zip(bench.misfits, images, probe, bench.images(followed), strict=True):
+        noisy = replace(misfit, measured=image + noise * torch.sqrt(misfit.variance(image)))
+        out.append(match_of(noisy, field, field.crop(after), crystal))
+    return out
 
 
 def position_sigma(state: State, refined: Refined, reference_z: float) -> Floats:

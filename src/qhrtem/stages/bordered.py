@@ -50,6 +50,12 @@ class Bordered:
         total = sparse.csc_array(self.local + other.local)
         return Bordered(self.corner + other.corner, self.border + other.border, total)
 
+    def among(self, places: list[int], size: int) -> Bordered:
+        """Return the matrix with its corner's unknowns at some places of a corner of another size."""
+        corner, border = np.zeros((size, size)), np.zeros((size, self.border.shape[1]))
+        corner[np.ix_(places, places)], border[places] = self.corner, self.border
+        return Bordered(corner, border, self.local)
+
     def plus_diagonal(self, values: Floats) -> Bordered:
         """Return the sum with a diagonal matrix (P+N,)."""
         p = len(self.corner)

@@ -26,7 +26,7 @@ from qhrtem.model.twin import Step
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.specimen.crystal import Projection
 from qhrtem.stages.imaging import Hypothesis, Values
-from qhrtem.stages.objective import State
+from qhrtem.stages.objective import OwnLens, State
 
 Floats = NDArray[np.float64]
 T = TypeVar("T")
@@ -237,17 +237,21 @@ class ReachedForm:
 
     def save(self, value: Reached) -> Snapshot:
         """Return the snapshot of a state with the counters and the generator as they are now."""
-        lens, columns = save_microscope(value.state.microscope), value.state.columns
-        facts: dict[str, Any] = {**lens.facts, "number": float(value.number), "rejected": dict(self.rejected)}
+        columns = value.state.columns
+        first = save_lens(OwnLens(value.state.microscope, value.state.diffuse))
+        facts: dict[str, Any] = {
+            **first.facts,
+            "number": float(value.number),
+            "rejected": dict(self.rejected),
+        }
         facts["undecided"] = list(value.undecided)
         if self.generator is not None:
             facts["generator"] = self.generator.bit_generator.state
-        arrays = {**lens.arrays, **{n: getattr(columns, n) for n in COLUMN_ARRAYS}}
-        diffuse = value.state.diffuse
-        if isinstance(diffuse, torch.Tensor):
-            arrays["diffuse"] = diffuse.cpu().numpy()
-        else:
-            facts["diffuse"] = float(diffuse)
+        arrays = {**first.arrays, **{n: getattr(columns, n) for n in COLUMN_ARRAYS}}
+        others = [save_lens(e) for e in value.state.others]
+        if others:
+            facts["others"] = [s.facts for s in others]
+            arrays.update({f"other_{n}_{k}": v for n, s in enumerate(others) for k, v in s.arrays.items()})
         if self.view is not None:
             shown = self.view(value)
             facts["view"], arrays = shown.facts, {**arrays, **shown.arrays}
@@ -260,11 +264,30 @@ class ReachedForm:
         if self.generator is not None:
             self.generator.bit_generator.state = snapshot.facts["generator"]
         columns = ColumnModel(self.projection, **{n: snapshot.arrays[n] for n in COLUMN_ARRAYS})
-        diffuse: torch.Tensor | float = snapshot.facts.get("diffuse", 0.0)
-        if "diffuse" in snapshot.arrays:
-            diffuse = torch.from_numpy(snapshot.arrays["diffuse"])
-        state = State(columns, load_microscope(snapshot), diffuse)
+        others = []
+        for n, facts in enumerate(snapshot.facts.get("others", [])):
+            start = f"other_{n}_"
+            own = {k.removeprefix(start): v for k, v in snapshot.arrays.items() if k.startswith(start)}
+            others.append(load_lens(Snapshot(facts, own)))
+        first = load_lens(snapshot)
+        state = State(columns, first.microscope, first.diffuse, tuple(others))
         return Reached(state, snapshot.facts["number"], tuple(snapshot.facts["undecided"]))
+
+
+def save_lens(own: OwnLens) -> Snapshot:
+    """Return the snapshot of lens and thermal correction of an image."""
+    lens = save_microscope(own.microscope)
+    if isinstance(own.diffuse, torch.Tensor):
+        return Snapshot(lens.facts, {**lens.arrays, "diffuse": own.diffuse.cpu().numpy()})
+    return Snapshot({**lens.facts, "diffuse": float(own.diffuse)}, lens.arrays)
+
+
+def load_lens(snapshot: Snapshot) -> OwnLens:
+    """Return lens and thermal correction of a snapshot."""
+    diffuse: torch.Tensor | float = snapshot.facts.get("diffuse", 0.0)
+    if "diffuse" in snapshot.arrays:
+        diffuse = torch.from_numpy(snapshot.arrays["diffuse"])
+    return OwnLens(load_microscope(snapshot), diffuse)
 
 
 COLUMN_ARRAYS = ("kind", "cell", "anchor", "frame", "rise", "shift", "first", "last")

@@ -17,6 +17,7 @@ from qhrtem.stages.start import Start
 from qhrtem.stages.structure import (
     EARLY,
     PHONON_PAIRS,
+    SHIFT,
     Contender,
     corrected,
     eligible,
@@ -27,7 +28,6 @@ from qhrtem.stages.surfaces import outline_round
 from qhrtem.stages.thickness import HOPELESS
 from qhrtem.stages.watch import View, lens_sigma
 
-SHIFT = ("shift_x", "shift_y")
 BORDER_A = 1.5  # rim of the image left out of the misfit: columns beyond the image disturb it
 
 

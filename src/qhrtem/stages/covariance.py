@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import linalg, sparse
 from scipy.spatial import cKDTree
 
-from qhrtem.model.microscope import INDEX, PARAMETERS
+from qhrtem.model.microscope import INDEX, PARAMETERS, image_of, parameter
 from qhrtem.model.twin import ImagingErrors, PositionErrors
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.stages.joint import GROUP_SIGMA_A, Refined
@@ -50,19 +50,27 @@ def position_errors(
         element,
         axis,
         np.hstack([common, prior]).astype(np.float32),
-        (*(f"imaging {PARAMETERS[i].name}" for i in q.imaging), *names),
+        (*(f"imaging {parameter(i).name}{whose(i)}" for i in q.imaging), *names),
         _near(local, columns.group_position()[keep[column], 0]),
         REACH_A,
     )
 
 
 def imaging_errors(refined: Refined) -> ImagingErrors:
-    """Return the covariance of the imaging parameters in the units users write."""
+    """Return the covariance of the imaging parameters in the units users write.
+
+    Those of a further image are called as in "c1_nm of image 2".
+    """
     imaging = refined.quadratic.imaging
     p = len(imaging)
-    unit = np.array([PARAMETERS[i].step * PARAMETERS[i].factor for i in imaging])
+    unit = np.array([parameter(i).step * parameter(i).factor for i in imaging])
     covariance = refined.covariance[:p, :p] * np.outer(unit, unit)
-    return ImagingErrors(tuple(PARAMETERS[i].key for i in imaging), covariance)
+    return ImagingErrors(tuple(f"{parameter(i).key}{whose(i)}" for i in imaging), covariance)
+
+
+def whose(number: int) -> str:
+    """Return a suffix that names a further image, empty for the first."""
+    return f" of image {image_of(number) + 1}" if image_of(number) else ""
 
 
 def _coordinates(

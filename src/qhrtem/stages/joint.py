@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import linalg
 
-from qhrtem.model.microscope import PARAMETERS
+from qhrtem.model.microscope import parameter
 from qhrtem.stages.bordered import Bordered, Factor
 from qhrtem.stages.linearise import Quadratic, linearise, prior_cost, prior_normal
 from qhrtem.stages.objective import Bench, State
@@ -67,18 +67,14 @@ def total_cost(bench: Bench, state: State, imaging: list[int]) -> float:
 def apply_step(state: State, quadratic: Quadratic, step: Floats) -> State:
     """Return the state moved by a step in the continuous unknowns, kept within the parameters' bounds."""
     p = len(quadratic.imaging)
-    values = state.microscope.values.copy()
+    values = state.values()
     for a, i in enumerate(quadratic.imaging):
-        par = PARAMETERS[i]
+        par = parameter(i)
         values[i] = np.clip(values[i] + step[a] * par.step, par.low, par.high)
     shift = state.columns.shift.copy()
     for n, (c, group, axis) in enumerate(quadratic.tangents):
         shift[c, group, axis] += np.clip(step[p + n], -0.15, 0.15)
-    return replace(
-        state,
-        columns=replace(state.columns, shift=shift),
-        microscope=replace(state.microscope, values=values),
-    )
+    return replace(state.with_values(values), columns=replace(state.columns, shift=shift))
 
 
 def refine(

@@ -1,7 +1,8 @@
 """The image as a quadratic model in everything at once: imaging parameters, positions, and whole-atom moves.
 
 Each column acts in its own window, so the normal matrix is assembled from overlapping windows alone and is
-sparse but for the imaging parameters.
+sparse but for the imaging parameters. Images of one area add up: each has a lens of its own, columns and what
+else belongs to the specimen are the same in all.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from qhrtem.model.microscope import PARAMETERS
+from qhrtem.model.microscope import PARAMETERS, acting_on, parameter
 from qhrtem.model.window import Move, Response, SiteChange, Tangent, WindowModel
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.stages.bordered import Bordered
-from qhrtem.stages.objective import Bench, State
+from qhrtem.stages.objective import Bench, Misfit, State
 
 Floats = NDArray[np.float64]
 # Ends of a column move by up to this many sites in one round.
@@ -42,7 +43,7 @@ class Quadratic:
     z holds the imaging parameters (in units of their steps), position shifts (Å), and moves (0 or 1).
     """
 
-    imaging: list[int]  # (P,) index into PARAMETERS
+    imaging: list[int]  # (P,) numbers of imaging parameters (`microscope.numbered`)
     tangents: list[tuple[int, int, int]]  # (T,) column, group, axis
     moves: list[EndMove]  # (M,)
     matrix: Bordered  # (P+T+M, P+T+M), the imaging parameters in its corner
@@ -99,23 +100,50 @@ def linearise(
 ) -> Quadratic:
     """Return the quadratic model around a state.
 
-    imaging: imaging parameters; positions: columns whose element groups may shift; moving: the end moves to
-    try, by column; tick: told the finished fraction; probe: image grid, residual in units of its noise for
-    which the gradient is wanted as well.
+    imaging: numbers of imaging parameters (`microscope.numbered`); positions: columns whose element groups
+    may shift; moving: the end moves to try, by column; tick: told the finished fraction; probe: (N, rows,
+    cols) residual of each image in units of its noise for which the gradient is wanted as well.
     """
-    columns = state.columns
-    window = WindowModel(bench.model, columns, state.microscope)
-    image = window.image() + state.diffuse
-    weight = bench.misfit.weight(image).numpy()
-    residual = (bench.misfit.measured - image).numpy() * weight
-    pulls = [residual] if probe is None else [residual, probe.numpy() * np.sqrt(weight)]
+    asked = _asked(state.columns, positions, moving)
+    p, views = len(imaging), state.views()
+    matrix: Bordered | None = None
+    gradients = np.zeros((1 if probe is None else 2, p + len(asked.tangents) + len(asked.moves)))
+    for n, (view, misfit) in enumerate(zip(views, bench.misfits, strict=True)):
+        places = acting_on(imaging, n)
+        own = [imaging[a] % len(PARAMETERS) for a in places]
+
+        def finished(fraction: float, n: int = n) -> None:
+            tick((n + fraction) / len(views))
+
+        part, pulled = _of_image(
+            bench, misfit, view, own, asked, finished, None if probe is None else probe[n]
+        )
+        part = part.among(places, p)
+        matrix = part if matrix is None else matrix.plus(part)
+        gradients[:, [*places, *range(p, gradients.shape[1])]] += pulled
+    assert matrix is not None
+    probed = None if probe is None else gradients[1]
+    return Quadratic(list(imaging), asked.tangents, asked.moves, matrix, gradients[0], probed)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The unknowns of the columns: what is to be simulated of each, and which unknown it stands for."""
+
+    tangents: list[tuple[int, int, int]]  # (T,) column, group, axis
+    moves: list[EndMove]  # (M,)
+    # column; (K,) its unknowns, tangents as themselves, moves as -1 - number; (K) its changes
+    tasks: list[tuple[int, NDArray[np.int64], list[Move | Tangent]]]
+
+
+def _asked(columns: ColumnModel, positions: list[int], moving: dict[int, list[EndMove]]) -> _Asked:
     tangents: list[tuple[int, int, int]] = []
     moves: list[EndMove] = []
     with_position = set(positions)
     tasks: list[tuple[int, NDArray[np.int64], list[Move | Tangent]]] = []
     for c in sorted(with_position | set(moving)):
         changes: list[Move | Tangent] = []
-        code: list[int] = []  # tangents as themselves, moves as -1 - number
+        code: list[int] = []
         if c in with_position and columns.last[c] >= columns.first[c]:
             for group in present_groups(columns, c):
                 for axis in (0, 1):
@@ -128,16 +156,32 @@ def linearise(
             moves.append(m)
         if changes:
             tasks.append((c, np.array(code, dtype=np.int64), changes))
+    return _Asked(tangents, moves, tasks)
+
+
+def _of_image(
+    bench: Bench,
+    misfit: Misfit,
+    state: State,
+    imaging: list[int],
+    asked: _Asked,
+    tick: Callable[[float], None],
+    probe: torch.Tensor | None,
+) -> tuple[Bordered, Floats]:
+    """Return normal matrix and gradients (1 or 2, unknowns) of one image; state: as it alone has it."""
+    window = WindowModel(bench.model, state.columns, state.microscope)
+    image = window.image() + state.diffuse
+    weight = misfit.weight(image).numpy()
+    residual = (misfit.measured - image).numpy() * weight
+    pulls = [residual] if probe is None else [residual, probe.numpy() * np.sqrt(weight)]
     blocks: list[tuple[NDArray[np.int64], Response]] = []
     # Columns are independent; threads overlap because the transforms release the interpreter lock.
     with torch.inference_mode(), ThreadPoolExecutor(bench.workers) as pool:
-        for n, response in enumerate(pool.map(lambda t: window.respond(t[0], t[2]), tasks)):
-            blocks.append((tasks[n][1], response))
-            tick((n + 1) / len(tasks))
+        for n, response in enumerate(pool.map(lambda t: window.respond(t[0], t[2]), asked.tasks)):
+            blocks.append((asked.tasks[n][1], response))
+            tick((n + 1) / len(asked.tasks))
     jacobian = bench.global_jacobian(state, imaging)
-    matrix, gradient = _assemble(jacobian, blocks, weight, np.stack(pulls), len(tangents), len(moves))
-    probed = None if probe is None else gradient[1]
-    return Quadratic(list(imaging), tangents, moves, matrix, gradient[0], probed)
+    return _assemble(jacobian, blocks, weight, np.stack(pulls), len(asked.tangents), len(asked.moves))
 
 
 def present_groups(columns: ColumnModel, c: int) -> list[int]:
@@ -235,11 +279,11 @@ def prior_normal(
     element of a column may shift against its heaviest, beyond the crystal's own offset.
     """
     p, t = len(quadratic.imaging), len(quadratic.tangents)
-    m, shift = state.microscope, state.columns.shift
+    (mean, sigma), values, shift = state.prior(), state.values(), state.columns.shift
     gradient = np.zeros(p + t)
-    step = np.array([PARAMETERS[i].step for i in quadratic.imaging])
-    width = step / m.sigma[quadratic.imaging] if p else np.zeros(0)
-    gradient[:p] = width**2 * (m.mean - m.values)[quadratic.imaging] / step if p else 0.0
+    step = np.array([parameter(i).step for i in quadratic.imaging])
+    width = step / sigma[quadratic.imaging] if p else np.zeros(0)
+    gradient[:p] = width**2 * (mean - values)[quadratic.imaging] / step if p else 0.0
     place = {key: n for n, key in enumerate(quadratic.tangents)}
     entries: list[tuple[int, int, float]] = []
     for (c, group, axis), a in place.items():
@@ -261,9 +305,9 @@ def prior_normal(
 
 def prior_cost(state: State, imaging: list[int], ideal_sigma: float, group_sigma: float) -> float:
     """Return minus twice the log prior of a state, the same terms as `prior_normal`."""
-    m = state.microscope
+    (mean, sigma), values = state.prior(), state.values()
     i = np.array(imaging, dtype=int)
-    cost = float((((m.values[i] - m.mean[i]) / m.sigma[i]) ** 2).sum()) if len(i) else 0.0
+    cost = float((((values[i] - mean[i]) / sigma[i]) ** 2).sum()) if len(i) else 0.0
     shift = state.columns.shift
     atoms = state.columns.atoms()
     present = np.zeros(shift.shape[:2], dtype=bool)

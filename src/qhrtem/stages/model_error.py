@@ -7,6 +7,8 @@ average it away, and it biases what all columns share: lens, mistilt, Debye–Wa
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -43,6 +45,26 @@ def common_error(
     `column_error`.
     """
     return _larger(common_power(match, pixel, position, kind), common_power(perfect, pixel, position, kind))
+
+
+def of_images(measure: Callable[[Match, Match], float], matches: list[Match], perfect: list[Match]) -> float:
+    """Return the model error of images of one area that are fitted together (>= 1).
+
+    measure: the model error of a match, given what noise alone leaves. What a wrong model leaves in each
+    image does not average away where it is the same in all: then it is the mean residual that shows it.
+    """
+    each = [measure(m, p) for m, p in zip(matches, perfect, strict=True)]
+    if len(each) == 1:
+        return each[0]
+    return max(float(np.mean(each)), measure(pooled(matches), pooled(perfect)))
+
+
+def pooled(matches: list[Match]) -> Match:
+    """Return the mean residual of images of one area, in units of its noise, as a match with nothing."""
+    used = np.all([m.used for m in matches], axis=0)
+    total = sum((m.measured - m.simulated) / m.sigma for m in matches) / np.sqrt(len(matches))
+    measured = np.where(used, total, 0.0).astype(np.float32)
+    return Match(measured, np.zeros_like(measured), np.ones_like(measured), used, matches[0].crystal)
 
 
 def _larger(found: float, perfect: float) -> float:

@@ -12,25 +12,63 @@ from torch import Tensor
 
 from qhrtem.model.forward import Field, ForwardModel
 from qhrtem.model.micrograph import Micrograph
-from qhrtem.model.microscope import PARAMETERS, Microscope
+from qhrtem.model.microscope import PARAMETERS, SPECIMEN, Microscope
 from qhrtem.specimen.columns import ColumnModel
 
+Floats = NDArray[np.float64]
 # Part of the absorptive form factor used in the fast coherent image. The rest of what leaves the coherent
 # wave returns to the image as diffuse intensity; the remaining difference is carried by `State.diffuse`.
 EFFECTIVE_ABSORPTION = 0.35
 
 
 @dataclass(frozen=True)
+class OwnLens:
+    """What is a further image's own: the lens, and the thermal correction computed for it."""
+
+    microscope: Microscope  # its mistilt and Debye–Waller scale are those of the first image
+    diffuse: Tensor | float = 0.0  # image grid, added to the coherent image
+
+
+@dataclass(frozen=True)
 class State:
-    """What the run knows: structure, microscope, and the thermal correction computed for them."""
+    """What the run knows: structure, microscope, and the thermal correction computed for them.
+
+    Where several images of one area are fitted together, these are of the first, and `others` of the rest.
+    """
 
     columns: ColumnModel
     microscope: Microscope
     diffuse: Tensor | float = 0.0  # image grid, added to the coherent image
+    others: tuple[OwnLens, ...] = ()
 
     def occupied(self) -> list[int]:
         """Return the columns that hold atoms."""
         return [int(c) for c in np.flatnonzero(self.columns.occupied)]
+
+    def views(self) -> tuple[State, ...]:
+        """Return what each image alone would know: the one structure with the image's own lens."""
+        if not self.others:
+            return (self,)
+        others = (State(self.columns, e.microscope, e.diffuse) for e in self.others)
+        return (replace(self, others=()), *others)
+
+    def values(self) -> Floats:
+        """Return the imaging parameters (N·P,) of all N images, numbered as `microscope.numbered` does."""
+        return np.concatenate([v.microscope.values for v in self.views()])
+
+    def prior(self) -> tuple[Floats, Floats]:
+        """Return prior means and standard deviations (N·P,) of the imaging parameters of all images."""
+        lenses = [v.microscope for v in self.views()]
+        return np.concatenate([m.mean for m in lenses]), np.concatenate([m.sigma for m in lenses])
+
+    def with_values(self, values: Floats) -> State:
+        """Return the state with the imaging parameters (N·P,) of all images, the specimen's of the first."""
+        first, *rest = np.array(values).reshape(len(self.others) + 1, len(PARAMETERS))
+        others = []
+        for e, own in zip(self.others, rest, strict=True):
+            own[list(SPECIMEN)] = first[list(SPECIMEN)]
+            others.append(replace(e, microscope=replace(e.microscope, values=own)))
+        return replace(self, microscope=replace(self.microscope, values=first), others=tuple(others))
 
 
 @dataclass(frozen=True)
@@ -89,21 +127,30 @@ def make_misfit(micrograph: Micrograph, field: Field, border: float = 1.5) -> Mi
 
 @dataclass
 class Bench:
-    """The forward model and the misfit of one fit, with the exit wave of the last structure kept."""
+    """The forward model and the misfit of one fit, with the exit wave of the last structure kept.
+
+    Images of one area share the exit wave; each has its own misfit, on the image grid of the first.
+    """
 
     model: ForwardModel
     misfit: Misfit
     workers: int = 1  # threads over columns
-    # Derivatives by imaging parameters are computed once, at the first state that needs them: for a fit that
-    # begins so near its end that they stay what they are. Residuals are exact all the same.
+    others: tuple[Misfit, ...] = ()  # of the further images that `State.others` describes
+    # Derivatives by imaging parameters are computed once, at the first state that needs them: for a fit (of
+    # one image) that begins so near its end that they stay what they are. Residuals are exact all the same.
     lagged: bool = False
     _derivatives: dict[int, Tensor] = field(default_factory=dict, repr=False)
     _key: object = None
     _held: ColumnModel | None = field(default=None, repr=False)  # keeps the id in the key from being reused
     _spectrum: tuple[Tensor, float] | None = field(default=None, repr=False)
 
+    @property
+    def misfits(self) -> tuple[Misfit, ...]:
+        """The misfit of every image, the first first."""
+        return (self.misfit, *self.others)
+
     def image(self, state: State) -> Tensor:
-        """Return the full image of a state; lens changes alone reuse the exit wave."""
+        """Return the full (first) image of a state; lens changes alone reuse the exit wave."""
         m = state.microscope
         key = (id(state.columns), m["tilt_x"], m["tilt_y"], m["b_scale"], m["absorption"])
         if self._key != key or self._spectrum is None:
@@ -111,16 +158,23 @@ class Bench:
             self._key, self._held = key, state.columns
         return self.model.image_of(*self._spectrum, m) + state.diffuse
 
+    def images(self, state: State) -> list[Tensor]:
+        """Return what every image of a state should show, the first first."""
+        return [self.image(view) for view in state.views()]
+
     def cost(self, state: State) -> float:
-        """Return the misfit cost of a state without priors."""
-        return self.misfit.cost(self.image(state))
+        """Return the misfit cost of a state without priors, summed over all images."""
+        return sum(m.cost(image) for m, image in zip(self.misfits, self.images(state), strict=True))
 
     def chi2(self, state: State) -> float:
-        """Return the reduced χ² of a state over the used pixels."""
-        return self.misfit.reduced_chi2(self.image(state))
+        """Return the reduced χ² of a state over the used pixels of all images."""
+        if not self.others:
+            return self.misfit.reduced_chi2(self.image(state))
+        found = [m.reduced_chi2(image) for m, image in zip(self.misfits, self.images(state), strict=True)]
+        return float(np.average(found, weights=[m.pixels for m in self.misfits]))
 
     def global_jacobian(self, state: State, index: list[int]) -> NDArray[np.float32]:
-        """Return ∂image/∂(imaging parameter)·step, (P, rows, cols), by central differences of one step."""
+        """Return ∂(first image)/∂(imaging parameter)·step, (P, rows, cols), by central differences."""
         out = []
         for i in sorted(index, key=lambda i: PARAMETERS[i].structural):
             if i in self._derivatives:
@@ -145,9 +199,9 @@ class Bench:
 
 
 def white_noise(bench: Bench, seed: int) -> Tensor:
-    """Return unit white noise on the image grid, to learn what a fit does to noise."""
+    """Return unit white noise (N, rows, cols) on the grid of all N images, to learn what a fit does to it."""
     generator = torch.Generator().manual_seed(seed % 2**63)
-    return torch.randn(bench.misfit.measured.shape, generator=generator)
+    return torch.randn((len(bench.misfits), *bench.misfit.measured.shape), generator=generator)
 
 
 def threads_here() -> int:

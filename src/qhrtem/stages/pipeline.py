@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qhrtem.calibrate.area import foreign_area
-from qhrtem.calibrate.intensity import mean_pitch, normalise
-from qhrtem.calibrate.lattice import Lattice, register, require_square
-from qhrtem.errors import QualityError
+from qhrtem.calibrate.lattice import Lattice
+from qhrtem.errors import InputError, QualityError
 from qhrtem.model.micrograph import Micrograph, RawImage
 from qhrtem.model.twin import Twin
 from qhrtem.plan import Plan
 from qhrtem.specimen.crystal import Crystal, Projection, project
 from qhrtem.stages.assess import assess
+from qhrtem.stages.calibration import calibrate
 from qhrtem.stages.checkpoint import (
     Forgetful,
     HypothesisForm,
-    LatticeForm,
     Log,
     Memory,
     Parts,
@@ -29,6 +26,7 @@ from qhrtem.stages.checkpoint import (
     Report,
 )
 from qhrtem.stages.contenders import choose
+from qhrtem.stages.further import Further, calibrated, together
 from qhrtem.stages.imaging import (
     CellAverages,
     CellMatch,
@@ -37,12 +35,12 @@ from qhrtem.stages.imaging import (
     rank_orientations,
     search,
 )
-from qhrtem.stages.result import make_twin
-from qhrtem.stages.start import planned_microscope, start_field, stated_pixel
-from qhrtem.stages.structure import (
-    structure,
-)
+from qhrtem.stages.objective import State
+from qhrtem.stages.result import Placed, make_twin
+from qhrtem.stages.start import planned_microscope, start_field
+from qhrtem.stages.structure import Contender, Rounds, finished, leading
 from qhrtem.stages.tasks import Executor
+from qhrtem.stages.thickness import Rival
 from qhrtem.stages.tiling import MOST_COLUMNS, fit_tiles
 
 Floats = NDArray[np.float64]
@@ -61,7 +59,7 @@ def fit_image(
     memory: Memory | None = None,
     executor: Executor | None = None,
 ) -> Twin:
-    """Return the digital twin of one micrograph.
+    """Return the digital twin of one micrograph, or of several of one area (`RawImage.also`).
 
     memory: keeps finished parts; those that it holds already are not computed again. executor: does what can
     be spread over workers, such as the tiles of a large field; None: all is done here. Raises
@@ -72,47 +70,57 @@ def fit_image(
     projection = project(crystal, plan.structure.zone_axis)
     with torch.inference_mode():
         micrograph, lattice = calibrate(plan, raw, projection, parts)
+        further = calibrated(plan, raw, micrograph, lattice, projection, parts)
         averages, hypotheses = imaging(plan, micrograph, lattice, projection, parts)
         starts = [start_field(micrograph, lattice, projection, averages, h) for h in hypotheses]
         notes = (*crystal.notes, *micrograph.notes, *lattice.notes, *_assumed(plan, raw))
+        placed: tuple[Placed, ...] = ()
         if len(starts[0].columns) > MOST_COLUMNS:
+            _require_alone(raw, len(starts[0].columns))
             whole = fit_tiles(plan.run.seed, micrograph, lattice, starts, parts, executor)
             start, state, assessed, others, bend = whole
         else:
             contenders, others = choose(micrograph, starts, parts)
-            winner, state, evidence = structure(plan.run.seed, contenders, parts)
-            start, bend = winner.start, None
-            assessed = assess(winner.bench, state, start, lattice, evidence, plan.run.seed)
+            rounds, state, rivals, placed, said = settled_together(
+                plan.run.seed, contenders, further, lattice, parts
+            )
+            log.done, others = 0.9, (*others, *said)
+            state, evidence = rounds.last(state, rivals)
+            start, bend = rounds.start, None
+            assessed = assess(rounds.bench, state, start, lattice, evidence, plan.run.seed)
         steps = tuple(log.steps)
-        return make_twin(plan, state, start, lattice, micrograph, assessed, steps, (*notes, *others), bend)
+        told = (*notes, *others)
+        return make_twin(plan, state, start, lattice, micrograph, assessed, steps, told, bend, placed)
 
 
-def calibrate(plan: Plan, raw: RawImage, projection: Projection, parts: Parts) -> tuple[Micrograph, Lattice]:
-    """Return the image on the absolute scale and the lattice in it."""
-    stated = stated_pixel(plan, raw)
-    micrograph = normalise(raw, plan.image, mean_pitch(stated))
+def settled_together(
+    seed: int, contenders: list[Contender], further: list[Further], lattice: Lattice, parts: Parts
+) -> tuple[Rounds, State, tuple[Rival, ...], tuple[Placed, ...], tuple[str, ...]]:
+    """Return rounds, state and rivals as `settled` does, where the further images lie, and notes on them.
 
-    def registered() -> Lattice:
-        found = register(micrograph.intensity, micrograph.valid, stated, projection, raw.path)
-        against = ""
-        if stated is not None:
-            against = f" ({100 * (found.pixel_size_A / mean_pitch(stated) - 1):+.2f} %)"
-        parts.log.done = 0.04
-        parts.log(
-            "calibrate",
-            float("nan"),
-            f"pixel {found.pixel_size_A:.4f} Å{against}, "
-            f"rotation {found.rotation_deg:.2f}°, {100 * found.crystal.mean():.0f} % crystal",
+    The first rounds see the first image alone; its structure says where the others lie, and from there all
+    go on together.
+    """
+    rounds, done, rivals = leading(seed, contenders, parts)
+    if not further:
+        state, others = finished(rounds, done)
+        return rounds, state, (*others, *rivals), (), ()
+    joined, placed, notes = together(rounds.contender, done.state, further, lattice, parts)
+    if placed:
+        rejected, rounds = rounds.rejected, Rounds(joined, parts, seed)
+        rounds.rejected.update(rejected)
+        done = rounds.part("positions", partial(rounds.positions, joined.state))
+    state, others = finished(rounds, done)
+    return rounds, state, (*others, *rivals), placed, notes
+
+
+def _require_alone(raw: RawImage, columns: int) -> None:
+    """Raise InputError where a field that is fitted in tiles has further images."""
+    if raw.also:
+        raise InputError(
+            f"{raw.path}: images fitted together must show at most {MOST_COLUMNS} lattice sites, got "
+            f"{columns}; cut all of them to the same smaller part, or fit one of them alone"
         )
-        return found
-
-    lattice = parts("calibrate", registered, LatticeForm())
-    require_square(lattice, raw.path)
-    foreign = foreign_area(micrograph, lattice.crystal, lattice.frame, lattice.vectors)
-    if foreign.any():
-        note = f"{100 * foreign.mean():.1f} % of the image is neither lattice nor vacuum and is left out."
-        micrograph = replace(micrograph, valid=micrograph.valid & ~foreign, notes=(*micrograph.notes, note))
-    return micrograph, lattice
 
 
 def imaging(

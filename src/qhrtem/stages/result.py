@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import numpy as np
@@ -12,13 +12,24 @@ from numpy.typing import NDArray
 
 from qhrtem.calibrate.lattice import Lattice
 from qhrtem.model.micrograph import Micrograph
-from qhrtem.model.microscope import INDEX, PARAMETERS, Microscope
-from qhrtem.model.twin import Atoms, ColumnTable, Estimate, Fitted, Gate, Match, Step, Twin
+from qhrtem.model.microscope import INDEX, PARAMETERS, SPECIMEN, Microscope, image_of, parameter
+from qhrtem.model.twin import (
+    Atoms,
+    ColumnTable,
+    Estimate,
+    Fitted,
+    FurtherImage,
+    Gate,
+    Match,
+    Step,
+    Twin,
+)
 from qhrtem.plan import Plan
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.specimen.crystal import atomic_number, shortest_distance
 from qhrtem.specimen.rules import MinimumDistance
 from qhrtem.stages.assess import Assessed, claimed
+from qhrtem.stages.covariance import whose
 from qhrtem.stages.features import feature_note, region_note, unexplained
 from qhrtem.stages.objective import State
 from qhrtem.stages.start import Start
@@ -26,11 +37,21 @@ from qhrtem.stages.start import Start
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 MOST_B_RATIO = 2.5  # between fitted Debye–Waller factors and those of the CIF
+MOST_CHI2 = 2.0  # reduced, of the crystal
+SHARED = tuple(PARAMETERS[i].key for i in SPECIMEN)  # what images of one area have in common
 MOST_RESIDUAL = 12.0  # variance of the residual on the scale of a column, over that of fitted noise
 MOST_FEATURES = 0.15  # share of the crystal
 BENT, MOST_BENT = 4.0, 1.0  # prior standard deviations, and parameters beyond them before a refusal
 STEADY = ("c3", "s3_x", "s3_y", "a3_x", "a3_y", "focal_spread", "b_scale")  # what an instrument keeps
 STRAINED = 5.0  # prior standard deviations of an imaging parameter that are worth a note
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a further image lies on the first."""
+
+    path: str
+    whole: tuple[int, int]  # rows, columns by which the specimen lies farther along in it, to a whole pixel
 
 
 def make_twin(
@@ -43,11 +64,13 @@ def make_twin(
     history: tuple[Step, ...],
     notes: tuple[str, ...],
     bend: Floats | None = None,
+    placed: tuple[Placed, ...] = (),
 ) -> Twin:
     """Return the twin of a fitted state.
 
     bend: (2, 2) rad/Å, change of the mistilt (y, x) along the rows and columns of the field, None where
-    there is none; the mistilt of the state is that in the middle.
+    there is none; the mistilt of the state is that in the middle. placed: the further images that it was
+    fitted to as well.
     """
     keep = claimed(state.columns, start)
     tilt = mistilts(state, start, bend)
@@ -58,10 +81,11 @@ def make_twin(
     share = float((beyond & match.crystal).sum() / max(match.crystal.sum(), 1))
     chi2 = _chi2(match, match.crystal)
     vacuum = _chi2(match, ~match.crystal)
+    further = _further(state, start, assessed, keep, placed)
     return Twin(
         columns=table,
         atoms=_atoms(state, start, keep, tilt, assessed.sigma),
-        microscope=_estimates(state, start, assessed, keep),
+        microscope=_estimates(state, start, assessed, keep)[0],
         match=match,
         pixel_size_A=lattice.pixel_size_A,
         lattice_px=state.columns.projection.vectors @ state.columns.frame / lattice.pixel_size_A,
@@ -72,6 +96,7 @@ def make_twin(
             *_gates(match, chi2, state, keep),
             *_residual_gates(assessed.own, share),
             _bent_gate(state, assessed.refined),
+            *_further_gate(further),
         ),
         history=history,
         rules=assessed.rejected,
@@ -81,11 +106,13 @@ def make_twin(
             *region_note(match, pixel),
             *feature_note(features),
             *_strained_note(state, assessed.refined),
+            *_further_note(further),
         ),
         provenance=_provenance(plan, micrograph),
         position_errors=assessed.positions,
         imaging_errors=assessed.imaging,
         fitted=Fitted(state.columns, keep, state.microscope, start.field, assessed.diffuse, bend),
+        further=further,
     )
 
 
@@ -207,9 +234,23 @@ def exit_focus(state: State, start: Start, keep: NDArray[np.int64]) -> float:
 
 def _estimates(
     state: State, start: Start, assessed: Assessed, keep: NDArray[np.int64]
-) -> tuple[Estimate, ...]:
+) -> list[tuple[Estimate, ...]]:
+    """Return the imaging parameters of every image, the first first."""
     errors = assessed.imaging
-    sigma = dict(zip(errors.name, np.sqrt(np.diag(errors.covariance)).tolist(), strict=True))
+    every = dict(zip(errors.name, np.sqrt(np.diag(errors.covariance)).tolist(), strict=True))
+    out = [_lens(state, start, keep, every)]
+    for n, view in enumerate(state.views()[1:], 2):
+        own = f" of image {n}"
+        named = {k.removesuffix(own): s for k, s in every.items() if k.endswith(own)}
+        shared = {k: s for k, s in every.items() if k in SHARED}
+        out.append(_lens(view, start, keep, shared | named))
+    return out
+
+
+def _lens(
+    state: State, start: Start, keep: NDArray[np.int64], sigma: dict[str, float]
+) -> tuple[Estimate, ...]:
+    """Return the imaging parameters of one image; sigma: of those refined, by their keys."""
     m: Microscope = state.microscope
     out = [Estimate("high_tension_kV", "high tension", m.energy / 1e3, float("nan"), "kV", False)]
     for p in PARAMETERS:
@@ -258,8 +299,8 @@ def _gates(match: Match, chi2: float, state: State, keep: NDArray[np.int64]) -> 
         Gate(
             "reduced chi-square of the crystal",
             chi2,
-            2.0,
-            chi2 <= 2.0,
+            MOST_CHI2,
+            chi2 <= MOST_CHI2,
             "Squared misfit over the noise expected; one for a perfect model.",
         ),
         Gate("columns", float(len(keep)), 6.0, len(keep) >= 6, "Columns needed for a registered lattice."),
@@ -301,9 +342,10 @@ def _residual_gates(own: float, share: float) -> tuple[Gate, ...]:
 
 def _bent_gate(state: State, imaging: tuple[int, ...]) -> Gate:
     """Return the gate on how many imaging parameters left what is known of them."""
-    lens = state.microscope
-    index = [i for i in imaging if PARAMETERS[i].name in STEADY]
-    bent = int((np.abs(lens.values[index] - lens.mean[index]) > BENT * lens.sigma[index]).sum())
+    (mean, sigma), values = state.prior(), state.values()
+    index = [i for i in imaging if parameter(i).name in STEADY]
+    beyond = [image_of(i) for i in index if abs(values[i] - mean[i]) > BENT * sigma[i]]
+    bent = int(np.bincount(beyond, minlength=1).max())  # in the image where most are
     return Gate(
         "imaging parameters far from expectation",
         float(bent),
@@ -322,8 +364,8 @@ def _within(mask: NDArray[np.bool_], place: Floats) -> NDArray[np.bool_]:
 
 def _strained_note(state: State, imaging: tuple[int, ...]) -> tuple[str, ...]:
     """Return which imaging parameters came out far from what plan and microscope let expect."""
-    lens = state.microscope
-    away = {PARAMETERS[i].label: (lens.values[i] - lens.mean[i]) / lens.sigma[i] for i in imaging}
+    (mean, sigma), values = state.prior(), state.values()
+    away = {f"{parameter(i).label}{whose(i)}": (values[i] - mean[i]) / sigma[i] for i in imaging}
     far = [f"{name} ({z:+.0f} prior σ)" for name, z in away.items() if abs(z) > STRAINED]
     if not far:
         return ()
@@ -331,6 +373,51 @@ def _strained_note(state: State, imaging: tuple[int, ...]) -> tuple[str, ...]:
         f"Far from what was expected: {', '.join(far)}. Either the plan states it wrongly, or a wrong "
         "structure bends it.",
     )
+
+
+def _further(
+    state: State, start: Start, assessed: Assessed, keep: Ints, placed: tuple[Placed, ...]
+) -> tuple[FurtherImage, ...]:
+    """Return what is said of each further image."""
+    out = []
+    lenses, pixel = _estimates(state, start, assessed, keep)[1:], start.field.detector_pixel
+    views, base = state.views()[1:], state.microscope
+    for p, view, lens, match in zip(placed, views, lenses, assessed.others, strict=True):
+        # The lens carries what was left of the drift after whole pixels.
+        rest = [(view.microscope[n] - base[n]) / pixel for n in ("shift_y", "shift_x")]
+        drift = (p.whole[0] + rest[0], p.whole[1] + rest[1])
+        overlap = float(match.used.sum() / max(assessed.match.used.sum(), 1))
+        out.append(FurtherImage(p.path, drift, lens, _chi2(match, match.crystal), overlap))
+    return tuple(out)
+
+
+def _further_gate(further: tuple[FurtherImage, ...]) -> tuple[Gate, ...]:
+    """Return the gate on how well the worst of the further images is described."""
+    if not further:
+        return ()
+    worst = max(f.chi2_crystal for f in further)
+    return (
+        Gate(
+            "reduced chi-square of further images",
+            worst,
+            MOST_CHI2,
+            worst <= MOST_CHI2,
+            "Of the worst of them, over the crystal; another area or a change of the specimen leaves more.",
+        ),
+    )
+
+
+def _further_note(further: tuple[FurtherImage, ...]) -> tuple[str, ...]:
+    """Return one sentence on each further image."""
+    out = []
+    for n, f in enumerate(further, 2):
+        c1 = next(e for e in f.microscope if e.name == "c1_nm")
+        out.append(
+            f"Image {n} ({f.path}) was fitted together with the first: moved by {f.drift_px[0]:+.2f} rows "
+            f"and {f.drift_px[1]:+.2f} columns, C1 = {c1.value:+.2f} ± {c1.sigma:.2f} nm, reduced χ² of the "
+            f"crystal {f.chi2_crystal:.3f} over {100 * f.overlap:.0f} % of the first image's pixels."
+        )
+    return tuple(out)
 
 
 def _provenance(plan: Plan, micrograph: Micrograph) -> dict[str, str]:

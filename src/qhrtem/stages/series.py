@@ -22,11 +22,12 @@ from qhrtem.plan import ImagePlan, Plan
 from qhrtem.specimen.crystal import Crystal
 from qhrtem.stages.assess import changed_probability, claimed
 from qhrtem.stages.atlas import sites
+from qhrtem.stages.calibration import calibrate
 from qhrtem.stages.checkpoint import Log, Memory, Parts, Reached, Report
 from qhrtem.stages.events import Site, Watch
 from qhrtem.stages.follow import Followed, Known, carried, follow, known_from
 from qhrtem.stages.objective import threads_here
-from qhrtem.stages.pipeline import calibrate, fit_image
+from qhrtem.stages.pipeline import fit_image
 from qhrtem.stages.result import make_twin
 from qhrtem.stages.series_forms import FittedFrame, FrameForm
 from qhrtem.stages.start import stated_pixel

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qhrtem.model.diffuse import diffuse_image
-from qhrtem.model.microscope import INDEX
+from qhrtem.model.microscope import SPECIMEN, numbered
 from qhrtem.specimen.crystal import Projection
 from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
 from qhrtem.stages.assess import Evidence
@@ -40,6 +40,7 @@ LENS = (
     *(*EARLY, *TILTS, "c3", "s3_x", "s3_y", "a3_x", "a3_y"),
     *("focal_spread", "semi_convergence", "b_scale", "scale"),
 )
+SHIFT = ("shift_x", "shift_y")  # of a further image against the first, which says where positions count from
 EARLY_ROUNDS = 2
 SETTLED_ROUNDS = 4  # from here on the outline stays and only undecided columns are looked at
 PHONON_PAIRS = (3, 6, 8)  # frozen-phonon pairs of the first, middle and last thermal correction
@@ -159,19 +160,20 @@ class Rounds:
         return final.state, Evidence(lens, refined, final, surface, self.support, self.rejected, rivals)
 
 
-def structure(seed: int, contenders: list[Contender], parts: Parts) -> tuple[Contender, State, Evidence]:
-    """Return the contender that describes the image and its fitted state; the others are among its rivals."""
-    rounds, state, rivals = settled(seed, contenders, parts)
-    rounds.log.done = 0.9
-    state, evidence = rounds.last(state, rivals)
-    return rounds.contender, state, evidence
-
-
 def settled(seed: int, contenders: list[Contender], parts: Parts) -> tuple[Rounds, State, tuple[Rival, ...]]:
     """Return the rounds of the contender that describes the image, the state they settle at, and its rivals.
 
     What is left is `Rounds.last`.
     """
+    rounds, done, rivals = leading(seed, contenders, parts)
+    state, others = finished(rounds, done)
+    return rounds, state, (*others, *rivals)
+
+
+def leading(
+    seed: int, contenders: list[Contender], parts: Parts
+) -> tuple[Rounds, Reached, tuple[Rival, ...]]:
+    """Return the rounds of the contender that leads after the first ones, how far it has come, and rivals."""
     every = []
     for number, contender in enumerate(contenders):
         rounds = Rounds(contender, parts, seed)
@@ -183,13 +185,17 @@ def settled(seed: int, contenders: list[Contender], parts: Parts) -> tuple[Round
         every.append((cost, number, rounds, done))
     every.sort(key=lambda e: e[:2])
     cost, _, rounds, done = every[0]
-    rivals = tuple(Rival(f"another place of the crystal ({n + 1})", c - cost) for c, n, *_ in every[1:])
+    rivals = (Rival(f"another place of the crystal ({n + 1})", c - cost) for c, n, *_ in every[1:])
+    return rounds, done, tuple(rivals)
+
+
+def finished(rounds: Rounds, done: Reached) -> tuple[State, tuple[Rival, ...]]:
+    """Return the state at which the rounds settle, and specimens of other thickness as its rivals."""
     done = rounds.run(done, range(EARLY_ROUNDS, COUNT_ROUNDS))
     lens = free_lens(done.state, LENS)
     rounds.log.done = 0.75
     rules = rounds.surface(done.state), rounds.support, rounds.rejected
-    state, others = other_thicknesses(rounds.bench, done.state, lens, *rules, rounds.part, rounds.log)
-    return rounds, state, (*others, *rivals)
+    return other_thicknesses(rounds.bench, done.state, lens, *rules, rounds.part, rounds.log)
 
 
 def eligible(start: Start) -> set[int]:
@@ -198,14 +204,26 @@ def eligible(start: Start) -> set[int]:
 
 
 def corrected(bench: Bench, state: State, pairs: int, generator: np.random.Generator) -> State:
-    """Return the state with its thermal diffuse correction computed anew."""
-    diffuse = diffuse_image(bench.model, state.columns, state.microscope, pairs, generator, bench.workers)
-    return replace(state, diffuse=diffuse)
+    """Return the state with its thermal diffuse correction, of every image, computed anew."""
+    first, *rest = (
+        diffuse_image(bench.model, v.columns, v.microscope, pairs, generator, bench.workers)
+        for v in state.views()
+    )
+    others = tuple(replace(e, diffuse=d) for e, d in zip(state.others, rest, strict=True))
+    return replace(state, diffuse=first, others=others)
 
 
 def free_lens(state: State, names: tuple[str, ...]) -> list[int]:
-    """Return the numbers of those of the named imaging parameters that the prior leaves free."""
-    return [INDEX[n] for n in names if state.microscope.sigma[INDEX[n]] > 0]
+    """Return the numbers of those of the named imaging parameters that the prior leaves free.
+
+    Of further images those that are their own, and where they lie on the first.
+    """
+    _, sigma = state.prior()
+    every = [numbered(name, 0) for name in names]
+    for n in range(1, len(state.others) + 1):
+        own = (numbered(name, n) for name in dict.fromkeys((*names, *SHIFT)))
+        every += [i for i in own if i not in SPECIMEN]
+    return [i for i in every if sigma[i] > 0]
 
 
 def neighbour_radius(projection: Projection) -> float:

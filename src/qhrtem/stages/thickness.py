@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from qhrtem.model.microscope import numbered
 from qhrtem.specimen.rules import NeighbourStep, SurfaceEnergy
 from qhrtem.stages.checkpoint import Log, Reached
 from qhrtem.stages.counts import LEAST_CHI2_GAIN, count_round
@@ -50,8 +51,9 @@ def shifted(state: State, periods: int) -> State:
     sites = np.array([len(k.sites) for k in columns.projection.kinds])[columns.kind]
     last = np.where(occupied, np.maximum(columns.last + periods * sites, columns.first), columns.last)
     depth = periods * columns.projection.period
-    microscope = state.microscope.with_values(c1=state.microscope["c1"] + depth / 2)
-    return replace(state, columns=columns.with_ends(columns.first, last), microscope=microscope)
+    values = state.values()
+    values[[numbered("c1", n) for n in range(len(state.views()))]] += depth / 2
+    return replace(state.with_values(values), columns=columns.with_ends(columns.first, last))
 
 
 def explore(

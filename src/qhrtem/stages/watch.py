@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qhrtem.model.microscope import INDEX, PARAMETERS, watched_rows
+from qhrtem.model.microscope import INDEX, PARAMETERS, image_of, watched_rows
 from qhrtem.stages.assess import claimed
 from qhrtem.stages.checkpoint import Reached, Snapshot
 from qhrtem.stages.objective import Bench
@@ -56,8 +56,11 @@ class View:
 def lens_sigma(imaging: list[int], steps: Floats) -> Floats:
     """Return standard deviations (P,) of all imaging parameters, Å or rad, nan where not known.
 
-    imaging: (F,) which of them were free; steps: (F,) their standard deviations in units of their steps.
+    imaging: (F,) numbers of those that were free; steps: (F,) their standard deviations in units of their
+    steps. Of the first image, where there are several.
     """
     out = np.full(len(PARAMETERS), np.nan)
-    out[imaging] = steps * np.array([PARAMETERS[i].step for i in imaging])
+    for i, sigma in zip(imaging, steps, strict=True):
+        if image_of(i) == 0:
+            out[i] = sigma * PARAMETERS[i].step
     return out
