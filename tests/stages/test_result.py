@@ -178,7 +178,9 @@ def test_common_errors_of_a_tilted_column_follow_its_depth(island: Slab) -> None
     assert np.allclose(total, total.T, atol=1e-9)
     assert np.linalg.eigvalsh(total).min() > -1e-7
     along_y = errors.axis == 1
-    assert np.abs(errors.common_A[~along_y, 0]).max() > 3 * np.abs(errors.common_A[along_y, 0]).max()
+    # Columns that overlap pass some of it on to the other axis.
+    typical = [float(np.median(np.abs(errors.common_A[w, 0]))) for w in (~along_y, along_y)]
+    assert typical[0] > 5 * typical[1]
 
 
 def test_model_error_in_common_widens_what_is_shared(island: Slab) -> None:

@@ -154,6 +154,15 @@ def follow(
     state, evidence = _settled(bench, state, start, past, seed + number, tell)
     lattice = replace(lattice, crystal=crystal_of(field, state.columns))
     assessed = assess(bench, state, start, lattice, evidence, seed + number)
+    likeliest = _likeliest(state.columns, assessed.ends)
+    if likeliest is not None:
+        # Columns that change together, a step that passes, hold each other in place; the walk through the
+        # posterior has come past them.
+        other, its = _settled(bench, replace(state, columns=likeliest), start, past, seed + number, tell)
+        if _cost(bench, other, evidence) < _cost(bench, state, evidence):
+            state, evidence = other, its
+            lattice = replace(lattice, crystal=crystal_of(field, state.columns))
+            assessed = assess(bench, state, start, lattice, evidence, seed + number)
     return Followed(bench, start, state, lattice, assessed, drift)
 
 
@@ -282,6 +291,25 @@ def _settled(
         past=past,
         decided=tuple(sorted(decided.intersection(near))),
     )
+
+
+def _likeliest(columns: ColumnModel, ends: Persistence | None) -> ColumnModel | None:
+    """Return the columns with the likeliest ends each, None where they are that already."""
+    assert ends is not None
+    first, last = columns.first.copy(), columns.last.copy()
+    best = np.zeros(len(columns))
+    for c, top, end, p in zip(ends.column, ends.first, ends.last, ends.probability, strict=True):
+        if p > best[c]:
+            best[c], first[c], last[c] = p, top, end
+    same = (first == columns.first) & (last == columns.last)
+    return None if same.all() else columns.with_ends(first, last)
+
+
+def _cost(bench: Bench, state: State, evidence: Evidence) -> float:
+    """Return the cost of a state (χ² units), what is known of surfaces and from earlier frames included."""
+    assert evidence.past is not None
+    known = evidence.surface.cost(state.columns) + evidence.past.cost(state.columns)
+    return total_cost(bench, state, evidence.imaging) + known
 
 
 def _near(field: Field, state: State) -> list[int]:
