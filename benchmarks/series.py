@@ -1,6 +1,6 @@
 """A series of frames whose specimen is known: pace, accuracy, events, drift, and a kill in the middle.
 
-    python benchmarks/series.py [--frames 60] [--nm 3.0] [--keep FOLDER [--reuse]] [--out FILE]
+    python benchmarks/series.py [--frames 60] [--nm 3.0] [--keep FOLDER [--reuse]] [--kill] [--out FILE]
 
 BaTiO3 along [110], 2.5 nm thick, 1·10⁴ e/Å² a frame, drifting by 3 Å from frame to frame. Its edge retreats
 by 0.15 Å a frame, a step one period high crosses its exit surface at 0.35 Å a frame, and half way the Ti of a
@@ -302,6 +302,7 @@ def main() -> None:
     parser.add_argument("--nm", type=float, default=3.0)
     parser.add_argument("--keep", type=Path, help="where frames and runs are kept")
     parser.add_argument("--reuse", action="store_true", help="score the run that is there")
+    parser.add_argument("--kill", action="store_true", help="kill and resume a short series too")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     a = parser.parse_args()
     prepare()
@@ -314,7 +315,7 @@ def main() -> None:
         if not (a.reuse and (folder / "run" / "series.h5").is_file()):
             assert fit(folder / "series.toml", folder / "run").wait() == 0
         lines = report(it, truth, read_series(folder / "run"))
-        lines += ["", *killed(folder)]
+        lines += ["", *killed(folder)] if a.kill else []
     about = "\n".join((__doc__ or "").split("\n\n")[2].splitlines())
     a.out.write_text(
         f"# A series of frames\n\nWritten by `series.py`, two cores. {about}\n\n" + "\n".join(lines) + "\n",
