@@ -43,7 +43,7 @@ def followed():
 def test_the_drift_is_found(followed):
     it, _, done = followed
     assert done.drift.step_A == pytest.approx(it.drift[1], abs=0.05)
-    assert done.drift.behind > 100
+    assert done.drift.behind > 12
 
 
 @pytest.mark.slow
