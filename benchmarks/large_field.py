@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from qhrtem.commands.doctor import matched
 from qhrtem.engines.protocol import engine_named
 from qhrtem.io.twin import read_twin
-from qhrtem.plan import plan_from_tables
+from qhrtem.plan import dump_plan, plan_from_tables
 from qhrtem.run.process import prepare
 from qhrtem.simulate.files import write_simulation
 from qhrtem.simulate.phantom import make_phantom
@@ -82,14 +82,12 @@ def at_seams(place: NDArray[np.float64], shape: tuple[int, int], spread: float) 
 def measure(size: float, workers: int, folder: Path, reuse: bool) -> tuple[list[str], tuple[str, ...]]:
     """Return a line of the table, and what the run says of its tiles."""
     image, out = folder / f"field_{size:g}.tif", folder / f"run_{size:g}"
-    given = tables(size, image)
-    plan = plan_from_tables(given, "large field")
+    plan = plan_from_tables(tables(size, image), "large field")
     phantom = make_phantom(plan, read_cif(plan.structure.path), engine_named("qhrtem"))
     write_simulation(image, phantom.counts, phantom.pixel_size_A, phantom.facts, phantom.columns)
-    given.pop("simulate")
     if not (reuse and (out / "columns.csv").is_file()):
         asked = folder / f"field_{size:g}.toml"
-        asked.write_text(_toml(given), "utf-8")
+        asked.write_text(dump_plan(plan.model_copy(update={"simulate": None})), "utf-8")
         command = [sys.executable, "-m", "qhrtem", "fit", str(asked), "--out", str(out), "--force"]
         command += ["--workers", str(workers)] if workers > 1 else []
         begin = time.monotonic()
@@ -119,17 +117,6 @@ def measure(size: float, workers: int, folder: Path, reuse: bool) -> tuple[list[
         *(f"{(z < 1).mean():.2f} / {(z < 1.96).mean():.2f}", f"{twin.chi2_crystal:.3f}", minutes, gigabytes),
     ]
     return cells, tuple(n for n in twin.notes if "tiles" in n)
-
-
-def _toml(given: dict[str, Any]) -> str:
-    lines = []
-    for section, values in given.items():
-        lines.append(f"[{section}]")
-        lines += [
-            f"{k} = {list(v) if isinstance(v, list) else repr(str(v)) if isinstance(v, Path) else v}"
-            for k, v in values.items()
-        ]
-    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
