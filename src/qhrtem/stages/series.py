@@ -270,7 +270,7 @@ def _notes(frames: list[Frame]) -> tuple[str, ...]:
     if loose:
         out.append(
             f"In {len(loose)} of {len(frames)} frames another drift fits as well (Δχ² below {AMBIGUOUS:g}); "
-            f"the shorter was taken, and columns may have changed places: {_listed(loose)}."
+            f"the likelier was taken, and columns may have changed places: {_listed(loose)}."
         )
     return tuple(out)
 
