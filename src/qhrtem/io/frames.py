@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from qhrtem.errors import InputError
+from qhrtem.io.masks import ruled_out
 from qhrtem.io.micrograph import frames_in, image_of_signal, read_image, read_signal
 from qhrtem.model.micrograph import RawImage
 from qhrtem.plan import ImagePlan, SeriesPlan
@@ -33,22 +34,24 @@ def stack_frames(image: ImagePlan, series: SeriesPlan) -> Iterator[Exposure]:
         )
     for number in range(series.first, last + 1):
         name = f"{image.path.name}, frame {number}"
-        yield exposure(number - series.first, name, partial(image_of_signal, signal, image.path, number))
+        yield exposure(
+            number - series.first, name, image, partial(image_of_signal, signal, image.path, number)
+        )
 
 
 def file_frames(image: ImagePlan, paths: Iterable[Path]) -> Iterator[Exposure]:
     """Yield the images of files, one each."""
     for number, path in enumerate(paths):
-        yield exposure(number, path.name, partial(read_image, path, image.dataset, image.frame))
+        yield exposure(number, path.name, image, partial(read_image, path, image.dataset, image.frame))
 
 
-def exposure(number: int, name: str, read: Callable[[], RawImage]) -> Exposure:
+def exposure(number: int, name: str, image: ImagePlan, read: Callable[[], RawImage]) -> Exposure:
     """Return an image as a frame of a series; name: what it is called in messages and results.
 
     An image that cannot be used is a frame with a fault; the first one raises InputError instead.
     """
     try:
-        raw = read()
+        raw = ruled_out(image, read())
     except InputError as error:
         if number == 0:
             raise

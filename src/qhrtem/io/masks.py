@@ -26,15 +26,16 @@ def read_planned(plan: ImagePlan) -> RawImage:
         raws = (read_image(plan.path, plan.dataset, plan.frame),)
     else:
         raws = read_frames(plan.path, plan.dataset, None if plan.frames == "all" else plan.frames)
-    first, *further = (_ruled_out(plan, raw) for raw in raws)
+    first, *further = (ruled_out(plan, raw) for raw in raws)
     for entry in plan.also or ():
         own = entry.path is not None
         dataset = entry.dataset if own or entry.dataset is not None else plan.dataset
-        further.append(_ruled_out(entry, read_image(entry.path or plan.path, dataset, entry.frame)))
+        further.append(ruled_out(entry, read_image(entry.path or plan.path, dataset, entry.frame)))
     return replace(first, also=tuple(further))
 
 
-def _ruled_out(plan: ImagePlan | FurtherPlan, raw: RawImage) -> RawImage:
+def ruled_out(plan: ImagePlan | FurtherPlan, raw: RawImage) -> RawImage:
+    """Return an image with the pixels that mask and polygons of its plan rule out; raises InputError."""
     if plan.mask is None and plan.exclude is None:
         return raw
     usable = np.ones(raw.counts.shape, dtype=bool)

@@ -3,7 +3,7 @@
 What a frame has to find, and what could mislead it:
 
 - The drift. A lattice translation leaves the crystal as it is, so only its outline and thickness tell; they
-  are compared by misfit (`stages.drift`); where several translations fit, the likeliest is taken and it is said.
+  are compared by misfit (`stages.drift`); where several translations fit, the likeliest is taken and said.
 - The lens. C1, A1, B2, A2, mistilt and vibration change from frame to frame, by `WALK` at most as far as is
   expected; the prior of a frame is the last value, as wide as the first frame left it and the walk together.
   What an instrument keeps is held near the first frame. So no error of the model, the same in every frame, is
