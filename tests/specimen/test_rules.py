@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import crystals
 from qhrtem.specimen.columns import ColumnModel, lattice_columns
 from qhrtem.specimen.rules import (
+    HIGH,
     MinimumDistance,
     Neighbours,
     NeighbourStep,
@@ -143,6 +144,16 @@ def test_a_bond_is_worth_what_the_roughness_says(rough: float) -> None:
     assert learned.bond == flat if rough == 0 else 0 <= learned.bond < flat - 1
     # Nothing seen: the prior.
     assert energy.learned(columns, ~everything).bond == pytest.approx(2 * np.log(3))
+
+
+def test_more_neighbours_are_worth_less_each() -> None:
+    columns = block()
+    everything = np.ones(len(columns), bool)
+    few, many = (
+        SurfaceEnergy(Neighbours.within(columns, r)).learned(columns, everything) for r in (2.1, 5.8)
+    )
+    assert few.weight == 1.0 and many.weight < 0.5
+    assert many.pair_cost(np.array(9.0), np.array(1.0)) == pytest.approx(many.bond + HIGH * many.weight)
 
 
 def test_minimum_distance_finds_colliding_columns() -> None:

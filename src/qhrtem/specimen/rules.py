@@ -21,6 +21,7 @@ Floats = NDArray[np.float64]
 USUAL_SHARE, USUAL_PAIRS = 0.25, 40  # stepped share of neighbouring pairs before a specimen is known
 INDEPENDENT = 4.0  # pairs of a column that tell of different things: those of a square lattice
 MOST_BOND = 6.0  # χ² units: however flat it is, a lone atom on a surface stays possible
+HIGH = 3.0  # χ² units: what a high step costs beyond its bond, once the specimen is known
 
 
 class HardRule(Protocol):
@@ -167,6 +168,7 @@ class SurfaceEnergy:
     bond: float = 1.0  # χ² units for a step of any height
     scale: float = 2.0  # Å
     cap: float = 6.0  # χ² units: terraces end
+    weight: float = 1.0  # of the height; less where a column has many neighbours, which tell of the same
     name: str = "surface energy"
 
     def cost(self, columns: ColumnModel) -> float:
@@ -178,14 +180,15 @@ class SurfaceEnergy:
         """Return the cost of surface steps (Å) beyond what the site spacing makes unavoidable."""
         excess = np.abs(step) - allowed
         height = np.minimum((np.maximum(excess, 0) / self.scale) ** 2, self.cap)
-        return np.where(excess > 0, self.bond + height, 0.0)
+        return np.where(excess > 0, self.bond + self.weight * height, 0.0)
 
     def learned(self, columns: ColumnModel, seen: NDArray[np.bool_]) -> SurfaceEnergy:
         """Return the energy with the bond that makes the roughness of the seen columns (C,) usual.
 
         A share f of stepped pairs is usual where a step costs 2 ln((1 - f)/f): the likelihood of independent
         pairs, with `USUAL_PAIRS` pairs of the share `USUAL_SHARE` as the prior. Pairs are not independent; of
-        a column's many, `INDEPENDENT` count in full.
+        a column's many, `INDEPENDENT` count in full. How high a step is matters less than that there is one:
+        by the pseudo-likelihood (Besag 1975) of known specimens, `HIGH` is about as much as it may cost.
         """
         a, b, allowed = self._pairs(columns)
         both = seen[a] & seen[b]
@@ -193,9 +196,10 @@ class SurfaceEnergy:
             float((np.abs(s[a] - s[b]) > allowed)[both].sum()) for s in columns.surfaces()
         )  # of both surfaces
         share = (stepped + USUAL_PAIRS * USUAL_SHARE) / (2 * both.sum() + USUAL_PAIRS)
-        bond = float(np.clip(2 * np.log((1 - share) / share), 0.0, MOST_BOND))
         degree = 2 * len(a) / max(int(columns.occupied.sum()), 1)
-        return replace(self, bond=bond * INDEPENDENT / max(degree, INDEPENDENT))
+        bond = float(np.clip(2 * np.log((1 - share) / share), 0.0, MOST_BOND))
+        weight = INDEPENDENT / max(degree, INDEPENDENT)
+        return replace(self, bond=bond * weight, cap=HIGH, weight=weight)
 
     def _pairs(self, columns: ColumnModel) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
         """Return the pairs of occupied neighbours and the step that is unavoidable between them."""
