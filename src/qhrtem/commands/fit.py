@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -96,25 +96,27 @@ def resume_run(
 
 def _work(session: Session, raw: RawImage, crystal: Crystal, spread: Spread | None) -> Twin:
     """Compute what a run lacks, write its results and say what came out."""
-    from qhrtem.run.process import prepare
-    from qhrtem.run.stopping import stoppable
     from qhrtem.stages.pipeline import fit_image
 
+    with at_work(session):
+        with workers_of(session, spread) as executor, shown(session, Console()) as report:
+            twin = fit_image(session.plan, raw, crystal, report, session.store, executor)
+        session.finish(twin, write_run)
+    _conclude(twin, session.folder.path)
+    return twin
+
+
+@contextmanager
+def at_work(session: Session) -> Iterator[None]:
+    """Let signals stop a run where it can go on; what stops it is noted in it, and the error says how to."""
+    from qhrtem.run.process import prepare
+    from qhrtem.run.stopping import stoppable
+
     prepare(session.threads)
-    console, folder = Console(), session.folder.path
-    remedy = f"go on with `qhrtem resume {folder}`"
+    remedy = f"go on with `qhrtem resume {session.folder.path}`"
     try:
         with stoppable(remedy), told(Console(stderr=True)):
-            with workers_of(session, spread) as executor, Progress(console) as progress:
-                for step in session.past:
-                    progress(step)
-
-                def on_step(step: Step) -> None:
-                    session.step(step)
-                    progress(step)
-
-                twin = fit_image(session.plan, raw, crystal, on_step, session.store, executor)
-            session.finish(twin, write_run)
+            yield
     except Interrupted as error:
         session.stopped(str(error))
         if remedy in str(error):
@@ -122,8 +124,20 @@ def _work(session: Session, raw: RawImage, crystal: Crystal, spread: Spread | No
         raise type(error)(f"{error}; then {remedy}") from error
     except ResourceError as error:
         raise ResourceError(f"{error}; then {remedy}") from error
-    _conclude(twin, folder)
-    return twin
+
+
+@contextmanager
+def shown(session: Session, console: Console) -> Iterator[Callable[[Step], None]]:
+    """Give what keeps each step of a run and shows it, those of earlier sessions first."""
+    with Progress(console) as progress:
+        for step in session.past:
+            progress(step)
+
+        def report(step: Step) -> None:
+            session.step(step)
+            progress(step)
+
+        yield report
 
 
 @contextmanager

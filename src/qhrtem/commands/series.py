@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from qhrtem.commands.fit import announce, told, workers_of, write_run
-from qhrtem.errors import InputError, Interrupted, PlanError, QualityError
-from qhrtem.terminal import Progress, print_warning
+from qhrtem.commands.fit import announce, at_work, shown, workers_of, write_run
+from qhrtem.errors import InputError, PlanError, QualityError
+from qhrtem.terminal import print_warning
 
 if TYPE_CHECKING:
     from qhrtem.model.micrograph import RawImage
     from qhrtem.model.series import Event, Frame, Series
-    from qhrtem.model.twin import Step
     from qhrtem.plan import Plan, SeriesPlan
     from qhrtem.run.session import Session
     from qhrtem.run.spread import Spread
@@ -81,39 +80,25 @@ def watch_folder(plan: Plan, out: Path, force: bool = False, spread: Spread | No
 
 def work(session: Session, spread: Spread | None) -> Series:
     """Fit the frames that a run lacks, write its results and say what came out."""
-    from qhrtem.run.process import prepare
-    from qhrtem.run.stopping import stoppable
     from qhrtem.specimen.crystal import read_cif
     from qhrtem.stages.series import begin_series
 
-    prepare(session.threads)
-    plan, console, folder = session.plan, Console(), session.folder.path
-    crystal = read_cif(plan.structure.path)
-    remedy = f"go on with `qhrtem resume {folder}`"
-    try:
-        with stoppable(remedy), told(Console(stderr=True)):
-            frames = _exposures(session)
-            with workers_of(session, spread) as executor, Progress(console) as progress:
+    plan, console = session.plan, Console()
+    with at_work(session):
+        crystal, frames = read_cif(plan.structure.path), _exposures(session)
+        with workers_of(session, spread) as executor, shown(session, console) as report:
+            following = begin_series(plan, next(frames), crystal, report, session.store, executor)
+        for exposure in frames:
+            frame, events = following.add(exposure)
+            _say(console, frame, events)
+        series = following.result(_series(plan).interval_s or math.nan, _dropped(session))
 
-                def on_step(step: Step) -> None:
-                    session.step(step)
-                    progress(step)
+        def write(result: Any, where: Path) -> None:
+            write_run(following.first, where)
+            write_results(result, where)
 
-                following = begin_series(plan, next(frames), crystal, on_step, session.store, executor)
-            for exposure in frames:
-                frame, events = following.add(exposure)
-                _say(console, frame, events)
-            series = following.result(_series(plan).interval_s or math.nan, _dropped(session))
-
-            def write(result: Any, where: Path) -> None:
-                write_run(following.first, where)
-                write_results(result, where)
-
-            session.finish(series, write)
-    except Interrupted as error:
-        session.stopped(str(error))
-        raise
-    conclude(series, folder)
+        session.finish(series, write)
+    conclude(series, session.folder.path)
     return series
 
 
