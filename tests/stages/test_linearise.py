@@ -166,3 +166,26 @@ def test_prior_of_a_column_that_lost_its_heaviest_element(island: Slab, state: S
     z = np.full(len(q.tangents), 0.05)
     change = prior_cost(apply_step(lonely, q, z), [], 0.2, 0.05) - prior_cost(lonely, [], 0.2, 0.05)
     assert change == pytest.approx(z @ precision @ z - 2 * pull @ z, rel=1e-6)
+
+
+def test_a_lagged_bench_keeps_derivatives_and_sees_residuals(island: Slab, state: State) -> None:
+    bench = replace(bench_of(island), lagged=True)
+    c = island.nearest("Ti")
+    begin = linearise(bench, state, FREE, [c], {})
+    on = replace(state, microscope=state.microscope.with_values(c1=58.0))
+    later, fresh = (linearise(b, on, FREE, [c], {}) for b in (bench, bench_of(island)))
+    share = [q.matrix.local.toarray()[:2, :2] / fresh.matrix.local.toarray()[:2, :2] for q in (begin, later)]
+    # Weights follow the image, derivatives do not.
+    assert np.diag(share[1]) == pytest.approx(np.diag(share[0]), rel=3e-3)
+    assert not np.allclose(np.diag(share[1]), 1, rtol=1e-4)
+    assert later.gradient == pytest.approx(fresh.gradient, rel=0.2, abs=0.05 * np.abs(fresh.gradient).max())
+    # Simulated anew: a column beside one of other ends, and changes that nobody asked for before.
+    ends = state.columns.with_ends(
+        state.columns.first, state.columns.last - (np.arange(len(state.columns)) == c)
+    )
+    other = replace(on, columns=ends)
+    for s, moving in [(other, {}), (on, {c: possible_moves(on.columns, c)})]:
+        lagged, exact = (
+            linearise(replace(b, _derivatives={}), s, [], [c], moving) for b in (bench, bench_of(island))
+        )
+        assert lagged.matrix.local.toarray() == pytest.approx(exact.matrix.local.toarray(), rel=1e-5)

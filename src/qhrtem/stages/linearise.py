@@ -177,7 +177,7 @@ def _of_image(
     blocks: list[tuple[NDArray[np.int64], Response]] = []
     # Columns are independent; threads overlap because the transforms release the interpreter lock.
     with torch.inference_mode(), ThreadPoolExecutor(bench.workers) as pool:
-        for n, response in enumerate(pool.map(lambda t: window.respond(t[0], t[2]), asked.tasks)):
+        for n, response in enumerate(pool.map(lambda t: bench.respond(window, t[0], t[2]), asked.tasks)):
             blocks.append((asked.tasks[n][1], response))
             tick((n + 1) / len(asked.tasks))
     jacobian = bench.global_jacobian(state, imaging)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,12 +14,14 @@ from torch import Tensor
 from qhrtem.model.forward import Field, ForwardModel
 from qhrtem.model.micrograph import Micrograph
 from qhrtem.model.microscope import PARAMETERS, SPECIMEN, Microscope
+from qhrtem.model.window import Move, Response, Tangent, WindowModel
 from qhrtem.specimen.columns import ColumnModel
 
 Floats = NDArray[np.float64]
 # Part of the absorptive form factor used in the fast coherent image. The rest of what leaves the coherent
 # wave returns to the image as diffuse intensity; the remaining difference is carried by `State.diffuse`.
 EFFECTIVE_ABSORPTION = 0.35
+AROUND_A = 6.0  # columns nearer than this change what a change of a column does to the image
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,15 @@ def make_misfit(micrograph: Micrograph, field: Field, border: float = 1.5) -> Mi
     )
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The image changes of a column as they were simulated once."""
+
+    ends: bytes  # of the columns around it at that time
+    place: dict[Move | Tangent, int]  # of each change in the response
+    response: Response
+
+
 @dataclass
 class Bench:
     """The forward model and the misfit of one fit, with the exit wave of the last structure kept.
@@ -136,9 +148,11 @@ class Bench:
     misfit: Misfit
     workers: int = 1  # threads over columns
     others: tuple[Misfit, ...] = ()  # of the further images that `State.others` describes
-    # Derivatives by imaging parameters are computed once, at the first state that needs them: for a fit (of
-    # one image) that begins so near its end that they stay what they are. Residuals are exact all the same.
+    # Derivatives by imaging parameters, and what changes of a column do, are computed once, at the first
+    # state that needs them: for a fit (of one image) that begins so near its end that they stay what they
+    # are. Residuals, and the cost of every state, are exact all the same.
     lagged: bool = False
+    responses: dict[int, Kept] = field(default_factory=dict, repr=False)  # by column
     _derivatives: dict[int, Tensor] = field(default_factory=dict, repr=False)
     _key: object = None
     _held: ColumnModel | None = field(default=None, repr=False)  # keeps the id in the key from being reused
@@ -196,6 +210,23 @@ class Bench:
             if index
             else np.zeros((0, *self.misfit.used.shape))
         )
+
+    def respond(self, window: WindowModel, c: int, changes: Sequence[Move | Tangent]) -> Response:
+        """Return the image changes of column c as `WindowModel.respond`.
+
+        A lagged bench simulates them once, and anew where ends near the column are others than they were.
+        """
+        if not self.lagged:
+            return window.respond(c, changes)
+        columns = window.columns
+        near = np.hypot(*(columns.anchor - columns.anchor[c]).T) < AROUND_A
+        ends = np.stack([columns.first[near], columns.last[near]]).tobytes()
+        kept = self.responses.get(c)
+        if kept is not None and kept.ends == ends and kept.place.keys() >= set(changes):
+            return replace(kept.response, change=kept.response.change[[kept.place[x] for x in changes]])
+        response = window.respond(c, changes)
+        self.responses[c] = Kept(ends, {x: k for k, x in enumerate(changes)}, response)
+        return response
 
 
 def white_noise(bench: Bench, seed: int) -> Tensor:
