@@ -113,6 +113,8 @@ class Score:
     error_pm: NDArray[np.float64]  # (N, 2)
     z: NDArray[np.float64]  # (N, 2)
     kept: float  # share of columns whose name is the one it had in the first frame
+    right: NDArray[np.bool_]  # (N,) counts exact
+    claimed: NDArray[np.float64]  # (N,) probability of that
 
 
 def score(frame: Frame, true: Answer, elements: tuple[str, ...], offset: NDArray[np.int64] | None) -> Any:
@@ -143,7 +145,8 @@ def score(frame: Frame, true: Answer, elements: tuple[str, ...], offset: NDArray
     invented = int((inner & ~np.isin(np.arange(len(inner)), index[near])).sum())
     kept = float((apart == offset).all(1).mean())
     z = error / (frame.sigma_px[pair] * PIXEL_A * 100)
-    return Score(hit.sum() / well.sum(), exact.sum() / well.sum(), invented, error, z, kept), offset
+    share = (hit.sum() / well.sum(), exact.sum() / well.sum())
+    return Score(*share, invented, error, z, kept, exact, frame.p_exact[pair]), offset
 
 
 def true_events(it: Evolution, truth: list[Answer]) -> tuple[set[Happening], list[set[Site]]]:
@@ -247,6 +250,7 @@ def report(it: Evolution, truth: list[Answer], series: Series) -> list[str]:
     row("found", [s.found for s in scores], min, ".3f")
     row("invented", [float(s.invented) for s in scores], max, ".0f")
     row("exact counts, all elements", [s.exact for s in scores], min, ".3f")
+    row("claimed probability of that, mean", [float(s.claimed.mean()) for s in scores], min, ".3f")
     row("position rms (pm)", [float(np.sqrt((s.error_pm**2).mean())) for s in scores], max, ".2f")
     row("rms of error over error bar", [float(np.sqrt((s.z**2).mean())) for s in scores], max, ".2f")
     row("columns that keep their name", [s.kept for s in scores], min, ".3f")
@@ -259,8 +263,24 @@ def report(it: Evolution, truth: list[Answer], series: Series) -> list[str]:
         "",
         *rows,
         "",
+        claimed_and_true(scores),
+        "",
         *event_rows(it, truth, series, offset),
     ]
+
+
+def claimed_and_true(scores: list[Score]) -> str:
+    """Return how often counts are exact where that is claimed with some probability, all frames together."""
+    right = np.concatenate([s.right for s in scores])
+    claimed = np.concatenate([s.claimed for s in scores])
+    words, gap = [], 0.0
+    for low, high in ((0.0, 0.6), (0.6, 0.9), (0.9, 0.99), (0.99, 1.01)):
+        these = (claimed >= low) & (claimed < high)
+        if these.any():
+            mean, true = claimed[these].mean(), right[these].mean()
+            gap += these.mean() * abs(mean - true)
+            words.append(f"{these.sum()} columns with {mean:.3f}: {true:.3f}")
+    return f"Counts exact, claimed and found: {'; '.join(words)}. Calibration error {gap:.3f}."
 
 
 def fit(plan: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:

@@ -34,13 +34,13 @@ def foreign_area(micrograph: Micrograph, crystal: Bools, frame: Floats, vectors:
     floor = noise / (2 * SMOOTH * math.sqrt(math.pi))
     level = ndimage.gaussian_filter(image, max(4.0, 1.0 / pixel_A))
     strange = (local_roughness(image) > ROUGH * floor) | (np.abs(level - 1) > LEVEL)
-    away = ~_grown(crystal, RIM_A / pixel_A)
+    away = ~grown(crystal, RIM_A / pixel_A)
     found = ndimage.binary_opening(strange & away, iterations=max(round(SMALLEST_A / 2 / pixel_A / 2), 1))
     # The rim of what is strange is strange too, but the crystal keeps its own.
-    found = _grown(found, 2.0 / pixel_A)
+    found = grown(found, 2.0 / pixel_A)
     # Strong structure needs no such distance to be told from the crystal's rim.
     flat = flattened(image, micrograph.valid)
-    found |= _grown(other_structure(flat, micrograph.valid, crystal, frame, vectors), 1.0 / pixel_A)
+    found |= grown(other_structure(flat, micrograph.valid, crystal, frame, vectors), 1.0 / pixel_A)
     return np.asarray(found & ~crystal)
 
 
@@ -49,7 +49,7 @@ def unusable_area(valid: Bools) -> Bools:
     return np.asarray(ndimage.uniform_filter((~valid).astype(float), AREA) > MOST_MISSING)
 
 
-def _grown(mask: Bools, pixels: float) -> Bools:
+def grown(mask: Bools, pixels: float) -> Bools:
     """Return the mask with everything within some pixels of it."""
     if not mask.any():
         return mask

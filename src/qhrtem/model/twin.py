@@ -97,6 +97,11 @@ class ImagingErrors:
     name: tuple[str, ...]  # (P,) names of estimates, e.g. "c1_nm"
     covariance: NDArray[np.float64]  # (P, P)
 
+    def sigma(self) -> dict[str, float]:
+        """Return one standard deviation of each by name."""
+        width = np.sqrt(np.maximum(np.diag(self.covariance), 0))
+        return dict(zip(self.name, width.tolist(), strict=True))
+
 
 @dataclass(frozen=True)
 class Fitted:

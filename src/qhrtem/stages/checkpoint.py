@@ -158,31 +158,43 @@ def step_of(record: list[Any]) -> Step:
     return Step(stage, iteration, chi2, seconds, note, done)
 
 
+def snapshot_of(value: Any) -> Snapshot:
+    """Return the snapshot of a dataclass of arrays, numbers, words and tuples of them."""
+    facts: dict[str, Any] = {}
+    arrays: dict[str, NDArray[Any]] = {}
+    for f in fields(value):
+        part = getattr(value, f.name)
+        if isinstance(part, np.ndarray):
+            arrays[f.name] = part
+        elif isinstance(part, tuple):
+            facts[f.name] = list(part)
+        else:  # JSON has no infinity
+            facts[f.name] = str(part) if isinstance(part, float) and not math.isfinite(part) else part
+    return Snapshot(facts, arrays)
+
+
+def value_of(kind: type[T], snapshot: Snapshot) -> T:
+    """Return the dataclass that `snapshot_of` was given."""
+    parts: dict[str, Any] = dict(snapshot.arrays)
+    for name, stated in kind.__annotations__.items():
+        if name not in parts:
+            part = snapshot.facts[name]
+            if stated == "float":
+                part = float(part)
+            parts[name] = tuple(part) if isinstance(part, list) else part
+    return kind(**parts)
+
+
 class LatticeForm:
     """The registered lattice."""
 
     def save(self, value: Lattice) -> Snapshot:
-        """Return the snapshot of a lattice; numbers that are not known are None."""
-        facts: dict[str, Any] = {}
-        arrays: dict[str, NDArray[Any]] = {}
-        for f in fields(Lattice):
-            part = getattr(value, f.name)
-            if isinstance(part, np.ndarray):
-                arrays[f.name] = part
-            elif f.name == "notes":
-                facts[f.name] = list(part)
-            else:
-                facts[f.name] = float(part) if math.isfinite(part) else None
-        return Snapshot(facts, arrays)
+        """Return the snapshot of a lattice."""
+        return snapshot_of(value)
 
     def load(self, snapshot: Snapshot) -> Lattice:
         """Return the lattice of a snapshot."""
-        parts: dict[str, Any] = dict(snapshot.arrays)
-        for f in fields(Lattice):
-            if f.name not in parts:
-                value = snapshot.facts[f.name]
-                parts[f.name] = math.nan if value is None else value
-        return Lattice(**{**parts, "notes": tuple(parts["notes"])})
+        return value_of(Lattice, snapshot)
 
 
 class RankingForm:

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from qhrtem.calibrate.area import unusable_area
+from qhrtem.calibrate.area import grown, unusable_area
 from qhrtem.calibrate.lattice import Lattice
 from qhrtem.model.diffuse import diffuse_image
 from qhrtem.model.forward import Field, ForwardModel
@@ -36,7 +36,7 @@ from qhrtem.specimen.persistence import Persistence, certain
 from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
 from qhrtem.stages.assess import Assessed, Evidence, assess
 from qhrtem.stages.atlas import Atlas, numbers, sites
-from qhrtem.stages.contenders import BORDER_A, SHIFT
+from qhrtem.stages.contenders import BORDER_A
 from qhrtem.stages.counts import LEAST_CHI2_GAIN, count_round
 from qhrtem.stages.drift import LIMIT_A, Drift, find_drift, moved_image
 from qhrtem.stages.joint import GROUP_SIGMA_A, IDEAL_SIGMA_A, Refined, refine, total_cost
@@ -46,6 +46,7 @@ from qhrtem.stages.start import Start, shown
 from qhrtem.stages.structure import (
     EARLY,
     LENS,
+    SHIFT,
     STEEPEST_A,
     eligible,
     free_lens,
@@ -114,9 +115,8 @@ def _prior(fitted: Fitted, twin: Twin) -> Microscope:
     lens = fitted.microscope
     sigma = np.zeros(len(PARAMETERS))
     assert twin.imaging_errors is not None
-    width = np.sqrt(np.maximum(np.diag(twin.imaging_errors.covariance), 0))
     index = {p.key: n for n, p in enumerate(PARAMETERS)}
-    for name, value in zip(twin.imaging_errors.name, width, strict=True):
+    for name, value in twin.imaging_errors.sigma().items():
         p = PARAMETERS[index[name]]
         sigma[index[name]] = np.hypot(value / p.factor, WALK.get(p.name, 0.0))
     return replace(lens, mean=lens.values.copy(), sigma=sigma)
@@ -154,15 +154,6 @@ def follow(
     state, evidence = _settled(bench, state, start, past, seed + number, tell)
     lattice = replace(lattice, crystal=crystal_of(field, state.columns))
     assessed = assess(bench, state, start, lattice, evidence, seed + number)
-    likeliest = _likeliest(state.columns, assessed.ends)
-    if likeliest is not None:
-        # Columns that change together, a step that passes, hold each other in place; the walk through the
-        # posterior has come past them.
-        other, its = _settled(bench, replace(state, columns=likeliest), start, past, seed + number, tell)
-        if _cost(bench, other, evidence) < _cost(bench, state, evidence):
-            state, evidence = other, its
-            lattice = replace(lattice, crystal=crystal_of(field, state.columns))
-            assessed = assess(bench, state, start, lattice, evidence, seed + number)
     return Followed(bench, start, state, lattice, assessed, drift)
 
 
@@ -194,7 +185,7 @@ def crystal_of(field: Field, columns: ColumnModel) -> NDArray[np.bool_]:
     place = place + pad
     near = ((place >= 0) & (place < np.array(free.shape))).all(1)
     free[tuple(place[near].T)] = False
-    mask = ndimage.distance_transform_edt(free) * field.detector_pixel <= CRYSTAL_A
+    mask = grown(~free, CRYSTAL_A / field.detector_pixel)
     return np.asarray(ndimage.binary_fill_holes(mask)[pad : pad + rows, pad : pad + cols])
 
 
@@ -291,25 +282,6 @@ def _settled(
         past=past,
         decided=tuple(sorted(decided.intersection(near))),
     )
-
-
-def _likeliest(columns: ColumnModel, ends: Persistence | None) -> ColumnModel | None:
-    """Return the columns with the likeliest ends each, None where they are that already."""
-    assert ends is not None
-    first, last = columns.first.copy(), columns.last.copy()
-    best = np.zeros(len(columns))
-    for c, top, end, p in zip(ends.column, ends.first, ends.last, ends.probability, strict=True):
-        if p > best[c]:
-            best[c], first[c], last[c] = p, top, end
-    same = (first == columns.first) & (last == columns.last)
-    return None if same.all() else columns.with_ends(first, last)
-
-
-def _cost(bench: Bench, state: State, evidence: Evidence) -> float:
-    """Return the cost of a state (χ² units), what is known of surfaces and from earlier frames included."""
-    assert evidence.past is not None
-    known = evidence.surface.cost(state.columns) + evidence.past.cost(state.columns)
-    return total_cost(bench, state, evidence.imaging) + known
 
 
 def _near(field: Field, state: State) -> list[int]:

@@ -236,8 +236,7 @@ def _estimates(
     state: State, start: Start, assessed: Assessed, keep: NDArray[np.int64]
 ) -> list[tuple[Estimate, ...]]:
     """Return the imaging parameters of every image, the first first."""
-    errors = assessed.imaging
-    every = dict(zip(errors.name, np.sqrt(np.diag(errors.covariance)).tolist(), strict=True))
+    every = assessed.imaging.sigma()
     out = [_lens(state, start, keep, every)]
     for n, view in enumerate(state.views()[1:], 2):
         own = f" of image {n}"

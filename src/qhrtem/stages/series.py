@@ -173,15 +173,16 @@ def begin_series(
             f"{exposure.raw.path}: a series may show at most {MOST_COLUMNS} columns, margin included, got "
             f"{len(fitted.columns)}; cut out a smaller part of the frames"
         )
-    # How many frames will come is not known, so neither is the share of the work that is done.
-    parts = Parts(memory, Log(progress, time.monotonic() - twin.history[-1].seconds, done=math.nan))
-    micrograph, lattice = calibrate(plan, exposure.raw, fitted.columns.projection, parts)
+    remembered = Parts(memory, Log(lambda step: None))
+    micrograph, lattice = calibrate(plan, exposure.raw, fitted.columns.projection, remembered)
     span = micrograph.electrons_per_pixel * micrograph.gain
     offset = float(np.median(exposure.raw.counts - micrograph.intensity * span))
     image = plan.image.model_copy(
         update={"gain_counts_per_electron": micrograph.gain, "offset_counts": offset}
     )
     known = known_from(twin)
+    # How many frames will come is not known, so neither is the share of the work that is done.
+    parts = Parts(memory, Log(progress, time.monotonic() - twin.history[-1].seconds, done=math.nan))
     out = Following(plan, twin, lattice, image, offset + span, known, parts)
     out._seen(
         frame_of(exposure, twin, known, 1.0, np.zeros(len(twin.columns.kind)), twin.history[-1].seconds)
@@ -191,8 +192,7 @@ def begin_series(
 
 def _lens_sigma(done: Followed) -> Floats:
     """Return one standard deviation (P,) of all imaging parameters, Å or rad, nan where not refined."""
-    errors = done.assessed.imaging
-    width = dict(zip(errors.name, np.sqrt(np.diag(errors.covariance)), strict=True))
+    width = done.assessed.imaging.sigma()
     return np.array([width.get(p.key, math.nan) / p.factor for p in PARAMETERS])
 
 

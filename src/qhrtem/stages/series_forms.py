@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from qhrtem.errors import PlanError
 from qhrtem.model.series import Frame
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.specimen.persistence import Persistence
 from qhrtem.stages.atlas import Atlas
-from qhrtem.stages.checkpoint import COLUMN_ARRAYS, Reached, ReachedForm, Snapshot
+from qhrtem.stages.checkpoint import COLUMN_ARRAYS, Reached, ReachedForm, Snapshot, snapshot_of, value_of
 from qhrtem.stages.follow import Known
 from qhrtem.stages.tile_forms import joined, part_of
 
@@ -40,7 +36,7 @@ class FrameForm:
     def save(self, value: FittedFrame) -> Snapshot:
         """Return the snapshot; what a refused frame leaves as it was is not written again."""
         known, frame = value.known, value.frame
-        parts = {"frame": _save_frame(frame)}
+        parts = {"frame": snapshot_of(frame)}
         if not frame.refused:
             parts["state"] = ReachedForm(self._projection).save(Reached(known.state))
             atlas = {n: getattr(known.atlas.columns, n) for n in COLUMN_ARRAYS}
@@ -61,7 +57,7 @@ class FrameForm:
                 "a frame of the series is not the one that was fitted before: its counts differ; put the "
                 "old file back, or begin a new run"
             )
-        frame = _load_frame(part_of(snapshot, "frame"))
+        frame = value_of(Frame, part_of(snapshot, "frame"))
         known = replace(self.before, waiting=snapshot.facts["waiting"])
         if frame.refused:
             return FittedFrame(known, frame)
@@ -76,25 +72,3 @@ class FrameForm:
     @property
     def _projection(self) -> Any:
         return self.before.state.columns.projection
-
-
-def _save_frame(frame: Frame) -> Snapshot:
-    facts: dict[str, Any] = {}
-    arrays: dict[str, NDArray[Any]] = {}
-    for f in fields(Frame):
-        value = getattr(frame, f.name)
-        if isinstance(value, np.ndarray):
-            arrays[f.name] = value
-        elif isinstance(value, float):
-            facts[f.name] = value if math.isfinite(value) else str(value)
-        else:
-            facts[f.name] = value
-    return Snapshot(facts, arrays)
-
-
-def _load_frame(snapshot: Snapshot) -> Frame:
-    values: dict[str, Any] = {**snapshot.facts, **snapshot.arrays}
-    for f in fields(Frame):
-        if f.type == "float":
-            values[f.name] = float(values[f.name])
-    return Frame(**values)
