@@ -129,7 +129,7 @@ def make_misfit(micrograph: Micrograph, field: Field, border: float = 1.5) -> Mi
 
 
 @dataclass(frozen=True)
-class Kept:
+class _Kept:
     """The image changes of a column as they were simulated once."""
 
     ends: bytes  # of the columns around it at that time
@@ -152,7 +152,7 @@ class Bench:
     # state that needs them: for a fit (of one image) that begins so near its end that they stay what they
     # are. Residuals, and the cost of every state, are exact all the same.
     lagged: bool = False
-    responses: dict[int, Kept] = field(default_factory=dict, repr=False)  # by column
+    _responses: dict[int, _Kept] = field(default_factory=dict, repr=False)  # by column
     _derivatives: dict[int, Tensor] = field(default_factory=dict, repr=False)
     _key: object = None
     _held: ColumnModel | None = field(default=None, repr=False)  # keeps the id in the key from being reused
@@ -221,11 +221,11 @@ class Bench:
         columns = window.columns
         near = np.hypot(*(columns.anchor - columns.anchor[c]).T) < AROUND_A
         ends = np.stack([columns.first[near], columns.last[near]]).tobytes()
-        kept = self.responses.get(c)
+        kept = self._responses.get(c)
         if kept is not None and kept.ends == ends and kept.place.keys() >= set(changes):
             return replace(kept.response, change=kept.response.change[[kept.place[x] for x in changes]])
         response = window.respond(c, changes)
-        self.responses[c] = Kept(ends, {x: k for k, x in enumerate(changes)}, response)
+        self._responses[c] = _Kept(ends, {x: k for k, x in enumerate(changes)}, response)
         return response
 
 
