@@ -188,7 +188,7 @@ class SurfaceEnergy:
         A share f of stepped pairs is usual where a step costs 2 ln((1 - f)/f): the likelihood of independent
         pairs, with `USUAL_PAIRS` pairs of the share `USUAL_SHARE` as the prior. Pairs are not independent; of
         a column's many, `INDEPENDENT` count in full. How high a step is matters less than that there is one:
-        by the pseudo-likelihood (Besag 1975) of known specimens, `HIGH` is about as much as it may cost.
+        by the pseudo-likelihood (Besag 1975) of known specimens (benchmarks/surface_prior.py).
         """
         a, b, allowed = self._pairs(columns)
         both = seen[a] & seen[b]
