@@ -187,7 +187,7 @@ class SurfaceEnergy:
 
         A share f of stepped pairs is usual where a step costs 2 ln((1 - f)/f): the likelihood of independent
         pairs, with `USUAL_PAIRS` pairs of the share `USUAL_SHARE` as the prior. Pairs are not independent; of
-        a column's many, `INDEPENDENT` count in full. How high a step is matters less than that there is one:
+        a column's many, `INDEPENDENT` count in full. That there is a step matters more than how high it is,
         by the pseudo-likelihood (Besag 1975) of known specimens (benchmarks/surface_prior.py).
         """
         a, b, allowed = self._pairs(columns)

@@ -181,11 +181,11 @@ def crystal_of(field: Field, columns: ColumnModel) -> NDArray[np.bool_]:
     place = np.round(field.to_detector(columns.group_position()[columns.occupied, 0])).astype(int)
     pad = int(np.ceil(CRYSTAL_A / field.detector_pixel)) + 1
     rows, cols = field.image_shape
-    free = np.ones((rows + 2 * pad, cols + 2 * pad), dtype=bool)
+    mask = np.zeros((rows + 2 * pad, cols + 2 * pad), dtype=bool)
     place = place + pad
-    near = ((place >= 0) & (place < np.array(free.shape))).all(1)
-    free[tuple(place[near].T)] = False
-    mask = grown(~free, CRYSTAL_A / field.detector_pixel)
+    near = ((place >= 0) & (place < np.array(mask.shape))).all(1)
+    mask[tuple(place[near].T)] = True
+    mask = grown(mask, CRYSTAL_A / field.detector_pixel)
     return np.asarray(ndimage.binary_fill_holes(mask)[pad : pad + rows, pad : pad + cols])
 
 
