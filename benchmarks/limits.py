@@ -61,7 +61,7 @@ def bound(run: Path) -> tuple[Floats, Any, Any]:
     prior, _ = prior_normal(state, quadratic, IDEAL_SIGMA_A, GROUP_SIGMA_A)
     refined = Refined(state, 0.0, quadratic, quadratic.matrix.plus(prior))
     keep = np.asarray(fitted.claimed)
-    errors = position_errors(refined, state.columns, keep, fitted.field.reference_z)
+    errors = position_errors(refined, state.columns, keep, fitted.field.pivot)
     common = errors.common_A.astype(float)
     heaviest = _heaviest(state.columns)[keep]
     for axis in (0, 1):

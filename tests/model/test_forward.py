@@ -142,16 +142,19 @@ def test_finer_detectors_sample_the_same_image() -> None:
     assert torch.allclose(a, b, atol=3e-3)
 
 
-def test_mistilt_leans_the_columns_about_the_reference_plane(island: Slab) -> None:
+@pytest.mark.parametrize("pivot_z", [None, 0.0])
+def test_mistilt_leans_the_columns_about_the_pivot(island: Slab, pivot_z: float | None) -> None:
     """Tilted imaging equals upright imaging of atoms moved by tan t times their height over the plane."""
-    model, columns = island.model, island.columns
+    model = ForwardModel(replace(island.model.field, pivot_z=pivot_z), island.model.energy)
+    columns = island.columns
+    assert model.field.pivot == (model.field.reference_z if pivot_z is None else pivot_z)
     tilt = (5e-3, -3e-3)
     m = island.microscope.with_values(tilt_x=tilt[0], tilt_y=tilt[1])
     upright = island.microscope
     atoms = columns.atoms()
     p = columns.projection
     # Each slice transmits first and is then crossed whole, so its atoms act from its upper face.
-    height = p.origin + atoms.slice * p.plane - p.plane / 2 - model.field.reference_z
+    height = p.origin + atoms.slice * p.plane - p.plane / 2 - model.field.pivot
     lean = np.stack(
         [np.full(len(height), math.tan(tilt[1])), np.full(len(height), math.tan(tilt[0]))], axis=1
     )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benches import bench_of
+from qhrtem.model.forward import ForwardModel
 from qhrtem.model.microscope import INDEX, PARAMETERS
 from qhrtem.stages.joint import apply_step, refine, total_cost
 from qhrtem.stages.linearise import linearise
@@ -61,6 +62,25 @@ def test_a_state_at_the_optimum_stays(island: Slab) -> None:
     assert np.abs(found.state.columns.shift).max() < 1e-3
     assert found.state.microscope["c1"] == pytest.approx(island.microscope["c1"], abs=0.1)
     assert found.covariance.shape == (len(found.quadratic.gradient),) * 2
+
+
+def test_what_is_usual_of_places_does_not_hold_back_the_mistilt() -> None:
+    """Leaning about a far plane moves all columns, and the prior of their places would have to pay for it."""
+    island = slab(radius=4.5, ends=(10.0, 45.0))
+    tilt, lens = [3e-3, -2e-3], island.microscope.with_values(c1=-40.0)
+    middle = replace(island.model.field, reference_z=140.0, pivot_z=27.5)
+    recorded = replace(island, model=ForwardModel(middle, island.model.energy))
+    tilted = lens.with_values(tilt_x=tilt[0], tilt_y=tilt[1])
+    bench = bench_of(recorded, microscope=tilted, electrons=4000.0, seed=None)
+    found = []
+    for field in (middle, replace(middle, pivot_z=None)):
+        leaning = replace(bench, model=ForwardModel(field, island.model.energy))
+        start = State(island.columns, lens)
+        free = [INDEX["tilt_x"], INDEX["tilt_y"]]
+        state = refine(leaning, start, free, start.occupied(), 8, tolerance=1e-3).state
+        found.append(np.array([state.microscope["tilt_x"], state.microscope["tilt_y"]]))
+    assert found[0] == pytest.approx(tilt, rel=0.1)
+    assert np.linalg.norm(found[1]) < 0.8 * np.linalg.norm(tilt)
 
 
 def test_steps_keep_to_bounds_and_to_themselves(island: Slab) -> None:

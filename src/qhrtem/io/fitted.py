@@ -91,6 +91,8 @@ def write_fitted(file: h5py.File, fitted: Fitted | None) -> None:
     for part in ("image_shape", "pad", "ratio"):
         put(group, f"field/{part}", getattr(field, part), "px")
     put(group, "field/reference_z", field.reference_z, "angstrom")
+    if field.pivot_z is not None:
+        put(group, "field/pivot_z", field.pivot_z, "angstrom")
     put(group, "field/foci", field.foci, "1")
     group["field"].attrs["table"] = field.table
     group["field"].attrs["dtype"] = str(field.grid.dtype).removeprefix("torch.")
@@ -120,6 +122,7 @@ def read_fitted(file: h5py.File) -> Fitted | None:
         reference_z=float(f["reference_z"][()]),
         foci=int(f["foci"][()]),
         table=str(f.attrs["table"]),
+        pivot_z=float(f["pivot_z"][()]) if "pivot_z" in f else None,
     )
     bend = group["bend"][()] if "bend" in group else None
     return Fitted(columns, group["claimed"][()], _read_microscope(group), field, group["diffuse"][()], bend)

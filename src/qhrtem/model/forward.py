@@ -66,6 +66,12 @@ class Field:
     reference_z: float  # Å, the plane that C1 refers to
     foci: int = 7
     table: str = "lobato"
+    pivot_z: float | None = None  # Å, where the mistilt leaves columns in place; the reference plane if None
+
+    @property
+    def pivot(self) -> float:
+        """Depth (Å) of the plane in which columns stand where the model has them, however tilted."""
+        return self.reference_z if self.pivot_z is None else self.pivot_z
 
     @property
     def detector_pixel(self) -> float:
@@ -104,6 +110,7 @@ def make_field(
     device: str = "cpu",
     margin: float = MARGIN_A,
     dtype: torch.dtype = torch.float32,
+    pivot_z: float | None = None,
 ) -> Field:
     """Return the field around an image of `image_shape` pixels with pitch `pixel` (Å)."""
     if not 0.01 <= pixel <= 0.5:
@@ -118,7 +125,7 @@ def make_field(
         (sizes[0] * up // down, sizes[1] * up // down), (pixel * down / up, pixel * down / up), device, dtype
     )
     image = Grid((sizes[0], sizes[1]), (pixel, pixel), device, dtype)
-    return Field(wave, image, image_shape, (pad, pad), (up, down), reference_z)
+    return Field(wave, image, image_shape, (pad, pad), (up, down), reference_z, pivot_z=pivot_z)
 
 
 def finer(field: Field, pixel: float) -> Field:
@@ -285,9 +292,9 @@ class ForwardModel:
         tx, ty = (torch.as_tensor(microscope[t], device=grid.device) for t in ("tilt_x", "tilt_y"))
         if not tx.requires_grad and float(tx) == float(ty) == 0:
             return base
-        # The frame that moves with tilted columns slides on through the vacuum below the exit plane.
+        # The frame that moves with tilted columns slides back to where they stand in place.
         ky, kx = grid.frequencies()
-        slide = 2 * math.pi * distance * (kx * torch.tan(tx) + ky * torch.tan(ty))
+        slide = 2 * math.pi * (self.field.pivot - exit_z) * (kx * torch.tan(tx) + ky * torch.tan(ty))
         keep = torch.polar(torch.ones_like(slide), slide).to(grid.complex_dtype)
         return Transfer(base.functions * keep, base.weights)
 

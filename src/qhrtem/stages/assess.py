@@ -89,9 +89,9 @@ def assess(
     diffuse = torch.as_tensor(state.diffuse, dtype=torch.float32).expand(bench.model.field.image_grid.shape)
     return Assessed(
         matches[0],
-        position_sigma(state, refined, start.field.reference_z),
+        position_sigma(state, refined, start.field.pivot),
         probability,
-        position_errors(refined, state.columns, keep, start.field.reference_z),
+        position_errors(refined, state.columns, keep, start.field.pivot),
         imaging_errors(refined),
         own,
         shared,
@@ -156,11 +156,11 @@ def fitted_noise(
     return out
 
 
-def position_sigma(state: State, refined: Refined, reference_z: float) -> Floats:
+def position_sigma(state: State, refined: Refined, pivot_z: float) -> Floats:
     """Return one standard deviation (C, G, 2) y, x in Å of the element groups; nan where not refined.
 
     Of the mean position of each group in the frame of the image: the refined coordinate stands at the depth
-    reference_z (Å), and the mistilt moves what lies deeper or higher.
+    pivot_z (Å), and the mistilt moves what lies deeper or higher.
     """
     columns, q = state.columns, refined.quadratic
     p = len(q.imaging)
@@ -171,7 +171,7 @@ def position_sigma(state: State, refined: Refined, reference_z: float) -> Floats
     for name, which in (("tilt_y", 0), ("tilt_x", 1)):
         if INDEX[name] in q.imaging:
             t = q.imaging.index(INDEX[name])
-            arm = np.where(axis == which, (depth[c, group] - reference_z) * PARAMETERS[INDEX[name]].step, 0.0)
+            arm = np.where(axis == which, (depth[c, group] - pivot_z) * PARAMETERS[INDEX[name]].step, 0.0)
             # The refined coordinate and the slide down a tilted column err together.
             variance += arm**2 * refined.covariance[t, t] + 2 * arm * refined.covariance[p:, t]
     out[c, group, axis] = np.sqrt(np.maximum(variance, 0))

@@ -125,21 +125,22 @@ class RepeatedCell:
         """Return Fourier coefficients (T, rows, columns) of images at some thicknesses (numbers of slices).
 
         C1 of the microscope refers to the exit face of a specimen `centre` slices thick; others are taken to
-        be centred on the same mid-plane. Vibration, MTF and the mistilt of the mid-plane position are not
-        applied.
+        be centred on the same mid-plane. A mistilt leaves the mid-plane in place. Vibration and
+        MTF are not applied.
         """
         m, lam = microscope, wavelength(self.energy)
         base = chi(self.grid, self.energy, m.coefficients())  # type: ignore[arg-type]
         gy, gx = chi_gradient(self.grid, self.energy, m.coefficients())  # type: ignore[arg-type]
         ky, kx = self.grid.frequencies()
         rule = equidistant(foci)
-        rise = (centre - thickness) / 2 * self.projection.plane
+        middle = -torch.as_tensor(thickness / 2 * self.projection.plane)[:, None, None]
         total = torch.zeros((len(thickness), *self.grid.shape), dtype=self.grid.dtype)
         chosen = spectra[torch.as_tensor(thickness - 1)]
-        # A shift of focus with thickness, and the slide of a tilted frame to the common mid-plane.
-        extra = torch.as_tensor(rise)[:, None, None]
+        # From the exit plane: the shift of focus, and the slide of a tilted frame to the common mid-plane.
+        rise = middle + centre / 2 * self.projection.plane
         slide = (kx * math.tan(m["tilt_x"]) + ky * math.tan(m["tilt_y"])) * 2 * math.pi
-        turn = torch.polar(torch.ones_like(extra * slide), extra * (slide - math.pi * lam * self.radius**2))
+        phase = middle * slide - rise * math.pi * lam * self.radius**2
+        turn = torch.polar(torch.ones_like(phase), phase)
         chosen = chosen * turn.to(chosen.dtype)
         cells = self.grid.shape[0] * self.grid.shape[1]
         for f, w in zip(rule.offset * m["focal_spread"], rule.weight, strict=True):

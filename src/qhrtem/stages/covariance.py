@@ -25,15 +25,15 @@ def position_errors(
     refined: Refined,
     columns: ColumnModel,
     keep: NDArray[np.int64],
-    reference_z: float,
+    pivot_z: float,
 ) -> PositionErrors:
     """Return the errors of all element positions of the kept columns.
 
-    reference_z: Å, depth at which the refined positions stand.
+    pivot_z: Å, depth at which the refined positions stand.
     """
     q, p = refined.quadratic, len(refined.quadratic.imaging)
     covariance = refined.covariance
-    column, element, axis, average, slide = _coordinates(refined, columns, keep, reference_z)
+    column, element, axis, average, slide = _coordinates(refined, columns, keep, pivot_z)
     imaging = covariance[:p, :p]
     # Derivative of the claimed coordinates by everything that was refined.
     cross = average @ covariance[p:, :p] + slide @ imaging
@@ -74,7 +74,7 @@ def whose(number: int) -> str:
 
 
 def _coordinates(
-    refined: Refined, columns: ColumnModel, keep: NDArray[np.int64], reference_z: float
+    refined: Refined, columns: ColumnModel, keep: NDArray[np.int64], pivot_z: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], sparse.csr_array, Floats]:
     """Return the claimed coordinates (K,): column, element, axis, the average over groups, slide by tilt.
 
@@ -107,7 +107,7 @@ def _coordinates(
         if INDEX[name] in q.imaging:
             mine = keys[:, 2] == axis
             step = PARAMETERS[INDEX[name]].step
-            slide[mine, q.imaging.index(INDEX[name])] = -(reference_z - z[mine]) * step
+            slide[mine, q.imaging.index(INDEX[name])] = -(pivot_z - z[mine]) * step
     return keys[:, 0], keys[:, 1], keys[:, 2], average, slide
 
 

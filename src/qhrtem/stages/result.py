@@ -133,8 +133,8 @@ def _chi2(match: Match, where: NDArray[np.bool_]) -> float:
 
 
 def _slide(tilt: Floats, start: Start, z: Floats) -> Floats:
-    """Offset y, x (Å) from the position in the tilted frame at the reference plane to that at depth z."""
-    return -np.tan(tilt) * (start.field.reference_z - z)[:, None]
+    """Offset y, x (Å) from the position in the tilted frame at the pivot plane to that at depth z."""
+    return -np.tan(tilt) * (start.field.pivot - z)[:, None]
 
 
 def _table(

@@ -103,7 +103,7 @@ def start_field(
     reference = MID_PLANE_A + round(QUOTED_A / plane) * plane / 2
     spread = min(hypothesis.microscope.delocalisation(), 8.0)
     shape = (micrograph.intensity.shape[0], micrograph.intensity.shape[1])
-    field = make_field(shape, pixel, reference, margin=MARGIN_A + spread)
+    field = make_field(shape, pixel, reference, margin=MARGIN_A + spread, pivot_z=MID_PLANE_A)
     vectors = projection.vectors @ hypothesis.frame
     origin = field.to_field(np.zeros(2)) - np.array(hypothesis.origin) @ vectors
     ny, nx = field.image_shape

@@ -80,6 +80,7 @@ def save_field(field: Field) -> dict[str, Any]:
         "shape": list(field.image_shape),
         "pixel": field.detector_pixel,
         "reference_z": field.reference_z,
+        "pivot_z": field.pivot_z,
         "margin": (field.pad[0] - 0.5) * field.detector_pixel,
     }
 
@@ -87,7 +88,8 @@ def save_field(field: Field) -> dict[str, Any]:
 def load_field(facts: dict[str, Any]) -> Field:
     """Return a field made from the same numbers."""
     rows, cols = facts["shape"]
-    return make_field((rows, cols), facts["pixel"], facts["reference_z"], margin=facts["margin"])
+    planes = facts["reference_z"], facts["pivot_z"]
+    return make_field((rows, cols), facts["pixel"], planes[0], margin=facts["margin"], pivot_z=planes[1])
 
 
 class JobForm:

@@ -86,7 +86,13 @@ def piece_of(whole: Start, micrograph: Micrograph, lattice: Lattice, tile: Tile,
     top, bottom, left, right = tile.seen
     pixel = whole.field.detector_pixel
     margin = (whole.field.pad[0] - 0.5) * pixel
-    field = make_field((bottom - top, right - left), pixel, whole.field.reference_z, margin=margin)
+    field = make_field(
+        (bottom - top, right - left),
+        pixel,
+        whole.field.reference_z,
+        margin=margin,
+        pivot_z=whole.field.pivot_z,
+    )
     origin = whole.field.to_field(np.array([top, left])) - field.to_field(np.zeros(2))
     place = field.to_detector(whole.columns.anchor - origin)
     reach = MARGIN_A / pixel
