@@ -29,9 +29,10 @@ from qhrtem.model.micrograph import RawImage
 from qhrtem.plan import Plan, plan_from_tables
 from qhrtem.simulate.phantom import make_phantom
 from qhrtem.specimen.crystal import Projection, project, read_cif
+from qhrtem.stages.averages import cell_averages
 from qhrtem.stages.calibration import calibrate
 from qhrtem.stages.checkpoint import Forgetful, Log, Parts
-from qhrtem.stages.imaging import CellMatch, Hypothesis, cell_averages, orientations
+from qhrtem.stages.imaging import CellMatch, Hypothesis, orientations
 from qhrtem.stages.start import planned_microscope, start_field
 
 Floats = NDArray[np.float64]

@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from crystals import projection
-from qhrtem.calibrate.lattice import Lattice
-from qhrtem.errors import QualityError
+from lattices import BTO, FRAME_PX, PIXEL_A, lattice
 from qhrtem.model.micrograph import Micrograph
 from qhrtem.model.microscope import INDEX, PARAMETERS, Microscope, nominal
+from qhrtem.stages.averages import CellAverages, cell_averages
 from qhrtem.stages.imaging import (
+    BASIN_A,
     SEARCHED,
-    CellAverages,
     CellMatch,
     Hypothesis,
-    cell_averages,
     orientations,
     rank_orientations,
     scan_focus,
@@ -28,15 +28,7 @@ from qhrtem.stages.imaging import (
     with_searched,
 )
 
-PIXEL_A = 0.12
-FRAME_PX = np.array([[0.0, 1.0], [1.0, 0.0]]) / PIXEL_A
-BTO = projection("BaTiO3", (1, 1, 0))
 THICKNESS = np.array([14, 20])
-
-
-def lattice() -> Lattice:
-    inside = np.ones((160, 160), bool)
-    return Lattice(FRAME_PX, BTO.vectors, PIXEL_A, 0.0, 0.0, 99.0, inside)
 
 
 def prior() -> Microscope:
@@ -51,8 +43,7 @@ def truth() -> Microscope:
     return prior().with_values(c1=62.0, a1_x=10.0, a1_y=-6.0, vibration_xx=0.04, vibration_yy=0.04)
 
 
-@pytest.fixture(scope="module")
-def averages() -> CellAverages:
+def averages_of(thickness: NDArray[np.int64]) -> CellAverages:
     """Averages of two places as the simulation itself gives them, seen in the second orientation, moved."""
     empty = cell_averages(
         Micrograph(np.ones((160, 160)), np.ones((160, 160), bool), PIXEL_A, 500.0, 0.0, 0.002),
@@ -60,12 +51,17 @@ def averages() -> CellAverages:
         PIXEL_A,
     )
     match = match_for(empty, 1)
-    value = match.coefficients(truth(), THICKNESS) * np.exp(2j * np.pi * (match.index @ np.array([0.3, 0.8])))
+    value = match.coefficients(truth(), thickness) * np.exp(2j * np.pi * (match.index @ np.array([0.3, 0.8])))
     rng = np.random.default_rng(0)
     value = value + 0.002 * (rng.standard_normal(value.shape) + 1j * rng.standard_normal(value.shape))
     return CellAverages(
         np.array([[40.0, 40.0], [110.0, 110.0]]), empty.index, empty.frequency, value, empty.weight, PIXEL_A
     )
+
+
+@pytest.fixture(scope="module")
+def averages() -> CellAverages:
+    return averages_of(THICKNESS)
 
 
 def match_for(averages: CellAverages, orientation: int) -> CellMatch:
@@ -87,36 +83,6 @@ def test_a_rectangular_lattice_has_four_orientations_and_a_hexagonal_one_twelve(
         assert signs == sorted(signs, reverse=True) and sum(signs) == 0
 
 
-def test_averages_are_fourier_coefficients_at_the_lattice_points() -> None:
-    y, x = np.mgrid[:160, :160]
-    reciprocal = np.linalg.inv(BTO.vectors @ FRAME_PX).T  # rows: cycles per pixel of both lattice directions
-    f = reciprocal[1]
-    image = 0.97 + 0.2 * np.cos(2 * np.pi * (f[0] * y + f[1] * x) + 0.4)
-    a = cell_averages(
-        Micrograph(image, np.ones((160, 160), bool), PIXEL_A, 500.0, 0.0, 0.002), lattice(), PIXEL_A
-    )
-    assert a.index[0].tolist() == [0, 0] and a.weight[0] == 1 and (a.weight[1:] == 2).all()
-    assert np.abs(a.value[:, 0] - 0.97).max() < 0.01
-    mine = [i for i, n in enumerate(a.index.tolist()) if n in ([0, 1], [0, -1])]
-    assert len(mine) == 1
-    sign = a.index[mine[0]][1]
-    assert a.value[:, mine[0]] == pytest.approx(np.full(len(a.value), 0.1 * np.exp(0.4j * sign)), abs=0.01)
-    assert np.allclose(a.frequency[mine[0]], sign * f / PIXEL_A)
-    rest = np.delete(np.abs(a.value), [0, mine[0]], axis=1)
-    assert rest.max() < 0.01
-    # Two dimensions of places, all inside.
-    assert len(a.centre) >= 4 and ((a.centre > 0) & (a.centre < 160)).all()
-
-
-def test_a_crystal_smaller_than_the_window_is_refused() -> None:
-    tiny = lattice()
-    tiny.crystal[:] = False
-    tiny.crystal[70:90, 70:90] = True
-    micrograph = Micrograph(np.ones((160, 160)), np.ones((160, 160), bool), PIXEL_A, 500.0, 0.0, 0.002)
-    with pytest.raises(QualityError, match="larger area"):
-        cell_averages(micrograph, tiny, PIXEL_A)
-
-
 def test_truth_explains_its_own_averages(averages: CellAverages) -> None:
     misfit, origin, thickness = match_for(averages, 1).best(truth())
     assert misfit < 0.01
@@ -126,6 +92,19 @@ def test_truth_explains_its_own_averages(averages: CellAverages) -> None:
     match = match_for(averages, 1)
     residual = match.residual(truth(), np.array([0.3, 0.8]), THICKNESS)
     assert (residual**2).sum() == pytest.approx(misfit, rel=0.1)
+
+
+def test_a_thick_crystal_is_also_sought_where_it_nearly_repeats(averages: CellAverages) -> None:
+    """From a thickness 60 Å off, the true basin is named, and nothing within its own reach is another one."""
+    match = match_for(averages_of(np.array([54, 58])), 1)
+    others = match.other_basins(truth(), np.array([90, 90]))
+    assert min(abs(n - 56) for n in others) <= BASIN_A / BTO.plane
+    confined = match.about(56.0)
+    assert confined.best(truth())[2].tolist() == [54, 58]
+    assert np.abs(confined.thickness - 56).max() * BTO.plane <= 1.5 * BASIN_A
+    assert len(confined.thickness) < len(match.thickness)
+    thin = match_for(averages, 1).other_basins(truth(), THICKNESS)
+    assert all(abs(n - THICKNESS.mean()) * BTO.plane > 2 * BASIN_A for n in thin)
 
 
 def test_the_polar_sense_is_told_from_the_image(averages: CellAverages) -> None:

@@ -13,7 +13,8 @@ from qhrtem.model.micrograph import Micrograph
 from qhrtem.model.microscope import INDEX, nominal
 from qhrtem.mtf import read_mtf
 from qhrtem.plan import Plan
-from qhrtem.stages.imaging import CellAverages, Hypothesis
+from qhrtem.stages.averages import CellAverages
+from qhrtem.stages.imaging import Hypothesis
 from qhrtem.stages.start import MID_PLANE_A, planned_microscope, start_field
 
 BTO = projection("BaTiO3", (1, 1, 0))

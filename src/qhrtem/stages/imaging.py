@@ -4,9 +4,10 @@ What the averages determine: the lattice Fourier coefficients of the image at pl
 with the absolute scale. Thickness trades against C1 and against vibration at a single place; several
 thicknesses under one lens break that. A rigid shift is free and is found by trying all of them; the thickness
 at each place is enumerated, since one multislice pass yields every thickness. Two senses of a polar axis and
-mirrored views are separate hypotheses, all tried, and ranked by the misfit. The mistilt is left where the
-plan has it: columns that stand off their ideal places, as in a polar crystal, shift against each other like
-tilted ones, and only a fit in which they may move can tell.
+mirrored views are separate hypotheses, all tried, and ranked by the misfit; so are thicknesses tens of Å
+apart, for dynamical scattering nearly repeats with depth. The mistilt is left where the plan has it: columns
+that stand off their ideal places, as in a polar crystal, shift against each other like tilted ones, and only
+a fit in which they may move can tell.
 """
 
 from __future__ import annotations
@@ -20,44 +21,31 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from qhrtem.calibrate.area import unusable_area
-from qhrtem.calibrate.lattice import Lattice, amplitudes
-from qhrtem.errors import QualityError
-from qhrtem.model.micrograph import Micrograph
+from qhrtem.calibrate.lattice import Lattice
 from qhrtem.model.microscope import INDEX, PARAMETERS, Microscope, watched_rows
 from qhrtem.optimise.least_squares import levenberg_marquardt
 from qhrtem.optimise.methods import make
 from qhrtem.optimise.protocol import Observation, Trial
 from qhrtem.optimise.space import Parameter, SearchSpace
 from qhrtem.specimen.crystal import Projection
+from qhrtem.stages.averages import CellAverages
 from qhrtem.stages.cell import RepeatedCell
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Values = dict[str, NDArray[np.float64]]  # what a trial gives, by name: value, residual, jacobian ...
 Evaluate = Callable[[int, Floats, Callable[[Floats], Values]], Values]  # trial number, vector, objective
-TILE_SIGMA_A = 3.0  # Gaussian window over which cells are averaged
-RESOLUTION_A = 0.85  # finest image spacing compared
 THICKEST_A = 130.0
 RASTER = 24  # origins tried along either lattice vector
-ELSEWHERE = 6.0  # another origin is tried with a lens of its own if it fits no worse than so many times
+ELSEWHERE = 6.0  # another origin or thickness is tried with a lens of its own if no worse than so many times
+BASIN_A = (
+    10.0  # places of one field differ in thickness by this from their mean, other basins by twice as much
+)
 SEARCHED = ("c1", "a1_x", "a1_y", "b2_x", "b2_y", "a2_x", "a2_y", "vibration_xx")
 CELL_ERROR = 0.05  # model error of perfect repeated cells, as a share of the contrast
 OPTIMISER = "hybrid"  # of `optimise.methods`; benchmarks/optimiser/results.md says what it is compared with
 JACOBIAN_TRIALS = 4  # values that a Jacobian of the searched parameters costs: thickness and origin are held
 C1_RANGE_A = (-150.0, 200.0)  # searched where the plan gives no C1
-
-
-@dataclass(frozen=True)
-class CellAverages:
-    """Lattice Fourier coefficients of the image at T places."""
-
-    centre: Floats  # (T, 2) row, col in pixels
-    index: Ints  # (K, 2) reflections of the projected lattice, the first is the origin
-    frequency: Floats  # (K, 2) row, col, 1/Å
-    value: NDArray[np.complex128]  # (T, K) relative to the first pixel, vacuum = 1
-    weight: Floats  # (K,) multiplicity: 1 for the origin, 2 for a Friedel pair
-    pixel_A: float  # pixel size of the image
 
 
 @dataclass(frozen=True)
@@ -69,53 +57,6 @@ class Hypothesis:
     origin: tuple[float, float]  # fractional position of the first pixel in the projected cell
     thickness: Ints  # (T,) slices at each place
     misfit: float  # share of the lattice contrast left unexplained
-
-
-def cell_averages(micrograph: Micrograph, lattice: Lattice, pixel: float) -> CellAverages:
-    """Return lattice coefficients on a raster of places inside the crystal."""
-    frame = lattice.frame
-    reciprocal = np.linalg.inv(frame)  # cycles per pixel (row, col) for crystal g: g @ inv(frame).T
-    sigma = TILE_SIGMA_A / pixel
-    inside = ndimage.binary_erosion(
-        lattice.crystal & ~unusable_area(micrograph.valid), iterations=int(1.2 * sigma), border_value=1
-    )
-    ny, nx = inside.shape
-    step = 1.6 * sigma
-    edge = 1.2 * sigma
-    rows = np.linspace(edge, ny - 1 - edge, max(1, int((ny - 2 * edge) / step) + 1))
-    cols = np.linspace(edge, nx - 1 - edge, max(1, int((nx - 2 * edge) / step) + 1))
-    centre = np.array([(r, c) for r in rows for c in cols if inside[int(r), int(c)]])
-    if len(centre) == 0:
-        raise QualityError(
-            "the crystal in the image is smaller than the 6 Å over which cells are averaged; "
-            "choose a larger area"
-        )
-    if len(centre) > 16:
-        centre = centre[np.linspace(0, len(centre) - 1, 16).astype(int)]
-    index, g = _lattice_points(lattice, pixel)
-    f = g @ reciprocal.T
-    y, x = np.arange(ny)[:, None], np.arange(nx)[None, :]
-    # Windows cut by the image's edge leak the mean into the reflections: the vacuum level is taken off.
-    filled = np.where(micrograph.valid, micrograph.intensity - 1.0, 0.0)
-    value = [
-        amplitudes(filled, np.exp(-((y - r) ** 2 + (x - c) ** 2) / (2 * sigma**2)) * micrograph.valid, f)
-        for r, c in centre
-    ]
-    weight = np.where((index == 0).all(1), 1.0, 2.0)
-    return CellAverages(centre, index, f / pixel, np.array(value) + (weight == 1.0), weight, pixel)
-
-
-def _lattice_points(lattice: Lattice, pixel: float) -> tuple[Ints, Floats]:
-    """Reflections (one of each Friedel pair, the origin first) and their g in the crystal frame, 1/Å."""
-    vectors = lattice.vectors
-    reciprocal = np.linalg.inv(vectors).T
-    n = int(np.ceil(np.abs(vectors).sum(1).max() / RESOLUTION_A)) + 1
-    index = np.array([(h, k) for h in range(-n, n + 1) for k in range(n + 1) if k > 0 or h >= 0])
-    g = index @ reciprocal
-    radius = np.linalg.norm(g, axis=1)
-    keep = (radius < 1 / RESOLUTION_A) & (radius < 0.42 / pixel)
-    order = np.argsort(radius[keep])
-    return index[keep][order], g[keep][order]
 
 
 def orientations(projection: Projection) -> list[Floats]:
@@ -213,8 +154,7 @@ class CellMatch:
         Columns of different kinds change places there, as Sr and TiO of thin SrTiO3 along [001]. Translations
         that leave the projected structure as it is are not among them.
         """
-        lenses = [microscope.with_values(c1=microscope["c1"] + d) for d in np.arange(-30.0, 31.0, 6.0)]
-        misfit = np.min([self._misfits(m) for m in lenses], axis=0)
+        misfit = np.min([self._misfits(m).min(1).mean(0) for m in refocused(microscope)], axis=0)
         square = misfit.reshape(RASTER, RASTER)
         low = square == ndimage.minimum_filter(square, RASTER // 6 + 1, mode="wrap")
         best = misfit.min()
@@ -230,16 +170,41 @@ class CellMatch:
                 values.append(float(misfit[i]))
         return out
 
+    def other_basins(self, microscope: Microscope, thickness: Ints) -> list[float]:
+        """Return other mean thicknesses (slices) that explain the averages nearly as well, best first.
+
+        C1 is free near its value, and so is the origin; thickness: (T,) of the places, as known so far.
+        """
+        reach = max(1, round(BASIN_A / self.projection.plane / np.diff(self.thickness).mean()))
+        profile = np.full(len(self.thickness), np.inf)
+        for lens in refocused(microscope):
+            near = ndimage.minimum_filter1d(self._misfits(lens), 2 * reach + 1, axis=1)
+            profile = np.minimum(profile, near.mean(0).min(1))
+        taken = [int(np.abs(self.thickness - thickness.mean()).argmin())]
+        low = profile == ndimage.minimum_filter1d(profile, 2 * reach + 1)
+        for n in np.argsort(profile):
+            if profile[n] > ELSEWHERE * profile.min():
+                break
+            if low[n] and min(abs(n - m) for m in taken) > 2 * reach:
+                taken.append(int(n))
+        return [float(self.thickness[n]) for n in taken[1:]]
+
     def _misfits(self, microscope: Microscope) -> Floats:
-        """Return the misfit at every origin of the raster, each with the thicknesses that suit it."""
-        model = self.coefficients(microscope, self.thickness)
-        return self._compare(model, self.raster).min(1).mean(0)
+        """Return the misfit (T, N, R) of the places to every thickness at every origin of the raster."""
+        return self._compare(self.coefficients(microscope, self.thickness), self.raster)
 
     def near(self, origin: tuple[float, float]) -> CellMatch:
         """Return the same match with origins confined to a neighbourhood."""
         out = copy(self)
         apart = np.abs((self.raster - np.array(origin) + 0.5) % 1 - 0.5).max(1)
         out.raster = self.raster[apart < 3 / RASTER]
+        return out
+
+    def about(self, thickness: float) -> CellMatch:
+        """Return the same match with thicknesses confined to the basin around a mean one (slices)."""
+        out = copy(self)
+        apart = np.abs(self.thickness - thickness) * self.projection.plane
+        out.thickness = self.thickness[apart < 1.5 * BASIN_A]
         return out
 
     def residual(self, microscope: Microscope, origin: Floats, thickness: Ints) -> Floats:
@@ -249,6 +214,11 @@ class CellMatch:
         model = model * np.exp(2j * np.pi * (self.index @ origin))
         d = np.sqrt(self.averages.weight) * (model - self.averages.value) / np.sqrt(self.norm)[:, None]
         return np.concatenate([d.real.ravel(), d.imag.ravel()]) / np.sqrt(len(thickness))
+
+
+def refocused(microscope: Microscope) -> list[Microscope]:
+    """Return the microscope at some C1 around its own: what another origin or thickness wants first."""
+    return [microscope.with_values(c1=microscope["c1"] + d) for d in np.arange(-30.0, 31.0, 6.0)]
 
 
 def scan_focus(match: CellMatch, microscope: Microscope) -> list[tuple[float, float]]:

@@ -15,6 +15,7 @@ from qhrtem.model.twin import Twin
 from qhrtem.plan import Plan
 from qhrtem.specimen.crystal import Crystal, Projection, project
 from qhrtem.stages.assess import assess
+from qhrtem.stages.averages import CellAverages, cell_averages
 from qhrtem.stages.calibration import calibrate
 from qhrtem.stages.checkpoint import (
     Forgetful,
@@ -28,10 +29,8 @@ from qhrtem.stages.checkpoint import (
 from qhrtem.stages.contenders import choose
 from qhrtem.stages.further import Further, calibrated, together
 from qhrtem.stages.imaging import (
-    CellAverages,
     CellMatch,
     Hypothesis,
-    cell_averages,
     rank_orientations,
     search,
 )
@@ -48,6 +47,7 @@ Floats = NDArray[np.float64]
 TRIALS = 96  # simulations of the global search over imaging parameters, for each orientation
 TIE = 2.0  # hypotheses within this factor of the best misfit are kept until the whole field decides
 ORIGINS = 3  # other places of the crystal that are tried
+BASINS = 2  # other thicknesses of the crystal that are tried
 MOST_CONTENDERS = 4  # hypotheses that are compared on the whole field
 
 
@@ -162,6 +162,8 @@ def imaging(
     best, match = min(found, key=lambda f: f[0].misfit)
     for place, origin in enumerate(match.elsewhere(best.microscope, best.origin)[:ORIGINS]):
         searched(f"imaging at origin {place}", match.near(origin))
+    for place, thickness in enumerate(match.other_basins(best.microscope, best.thickness)[:BASINS]):
+        searched(f"imaging in basin {place}", match.about(thickness))
     hypotheses = sorted((h for h, _ in found), key=lambda h: h.misfit)
     log.done = 0.17
     if hypotheses[0].misfit > 0.6:

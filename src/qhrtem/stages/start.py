@@ -17,7 +17,8 @@ from qhrtem.model.microscope import INDEX, Microscope, nominal
 from qhrtem.plan import MtfFormula, Plan
 from qhrtem.specimen.columns import ColumnModel, lattice_columns
 from qhrtem.specimen.crystal import Projection
-from qhrtem.stages.imaging import CellAverages, Hypothesis, thickness_at
+from qhrtem.stages.averages import CellAverages
+from qhrtem.stages.imaging import Hypothesis, thickness_at
 from qhrtem.stages.objective import EFFECTIVE_ABSORPTION
 
 Floats = NDArray[np.float64]

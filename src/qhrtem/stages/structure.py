@@ -185,7 +185,9 @@ def leading(
         every.append((cost, number, rounds, done))
     every.sort(key=lambda e: e[:2])
     cost, _, rounds, done = every[0]
-    rivals = (Rival(f"another place of the crystal ({n + 1})", c - cost) for c, n, *_ in every[1:])
+    rivals = (
+        Rival(f"another place or thickness of the crystal ({n + 1})", c - cost) for c, n, *_ in every[1:]
+    )
     return rounds, done, tuple(rivals)
 
 
