@@ -43,7 +43,7 @@ def slab(
     margin: float = 4.0,
 ) -> Slab:
     """Return a square island of half width `radius` (Å) filled between two depths (Å)."""
-    field = make_field(shape, pixel, 40.0, margin=margin)
+    field = make_field(shape, pixel, 40.0, margin=margin, pivot_z=sum(ends) / 2)
     middle = field.to_field(np.array(shape) / 2)
     s, c = np.sin(angle), np.cos(angle)
     frame = np.array([[s, c], [c, -s]])

@@ -84,13 +84,13 @@ def test_the_twin_of_a_known_island(island: Slab, twin: Twin) -> None:
 
 
 def test_positions_are_those_of_the_tilted_columns(island: Slab, twin: Twin) -> None:
-    """The model's frame moves with the tilted columns and meets the true one at the reference plane."""
+    """The model's frame moves with the tilted columns and meets the true one at the pivot."""
     field, columns = island.model.field, island.columns
     atoms = columns.atoms()
     depth = np.bincount(atoms.column, atoms.z * (atoms.group == 0)) / np.bincount(
         atoms.column, atoms.group == 0
     )
-    true = columns.group_position()[:, 0] - np.array(TILT[::-1]) * (field.reference_z - depth)[:, None]
+    true = columns.group_position()[:, 0] - np.array(TILT[::-1]) * (field.pivot - depth)[:, None]
     error = (twin.columns.position_px - field.to_detector(true)) * field.detector_pixel
     assert np.sqrt((error**2).mean()) < 0.02
     assert np.median(np.abs(error) / (twin.columns.sigma_px * field.detector_pixel)) < 2.0
@@ -166,7 +166,7 @@ def test_common_errors_of_a_tilted_column_follow_its_depth(island: Slab) -> None
     free = [INDEX["tilt_x"]]
     refined = refine(bench, State(island.columns, island.microscope), free, [], 1)
     keep = np.arange(len(island.columns))
-    z = island.model.field.reference_z
+    z = island.model.field.pivot
     errors = position_errors(refined, island.columns, keep, z)
     assert len(errors.column) == 0  # nothing was refined, so nothing is stated
     refined = refine(bench, State(island.columns, island.microscope), free, keep.tolist(), 1)

@@ -37,7 +37,7 @@ from qhrtem.stages.imaging import (
 from qhrtem.stages.objective import State
 from qhrtem.stages.result import Placed, make_twin
 from qhrtem.stages.start import planned_microscope, start_field
-from qhrtem.stages.structure import Contender, Rounds, finished, leading
+from qhrtem.stages.structure import EARLY_ROUNDS, Contender, Rounds, finished, leading
 from qhrtem.stages.tasks import Executor
 from qhrtem.stages.thickness import Rival
 from qhrtem.stages.tiling import MOST_COLUMNS, fit_tiles
@@ -101,17 +101,18 @@ def settled_together(
     The first rounds see the first image alone; its structure says where the others lie, and from there all
     go on together.
     """
-    rounds, done, rivals = leading(seed, contenders, parts)
-    if not further:
-        state, others = finished(rounds, done)
-        return rounds, state, (*others, *rivals), (), ()
-    joined, placed, notes = together(rounds.contender, done.state, further, lattice, parts)
+    lead = leading(seed, contenders, parts)
+    rounds, done, begun = lead.rounds, lead.done, lead.begun
+    placed: tuple[Placed, ...] = ()
+    notes: tuple[str, ...] = ()
+    if further:
+        joined, placed, notes = together(rounds.contender, done.state, further, lattice, parts)
     if placed:
         rejected, rounds = rounds.rejected, Rounds(joined, parts, seed)
         rounds.rejected.update(rejected)
-        done = rounds.part("positions", partial(rounds.positions, joined.state))
-    state, others = finished(rounds, done)
-    return rounds, state, (*others, *rivals), placed, notes
+        done, begun = rounds.part("positions", partial(rounds.positions, joined.state)), EARLY_ROUNDS
+    state, others = finished(rounds, done, begun)
+    return rounds, state, (*others, *lead.rivals), placed, notes
 
 
 def _require_alone(raw: RawImage, columns: int) -> None:

@@ -91,6 +91,10 @@ class Rounds:
         seen[list(self.eligible)] = True
         return self.energy.learned(state.columns, seen)
 
+    def cost(self, state: State, names: tuple[str, ...]) -> float:
+        """Return the cost by which contenders are compared, with the named imaging parameters free."""
+        return basin_cost(self.bench, state, free_lens(state, names), self.surface(state))
+
     def run(self, done: Reached, numbers: range) -> Reached:
         """Return the state after some rounds, fewer where they gain nothing any more."""
         for number in numbers:
@@ -160,40 +164,59 @@ class Rounds:
         return final.state, Evidence(lens, refined, final, surface, self.support, self.rejected, rivals)
 
 
+@dataclass(frozen=True)
+class Lead:
+    """The contender that leads, and how far it has come."""
+
+    rounds: Rounds
+    done: Reached
+    begun: int  # rounds that it has been through
+    rivals: tuple[Rival, ...]  # the contenders that were left behind
+
+
 def settled(seed: int, contenders: list[Contender], parts: Parts) -> tuple[Rounds, State, tuple[Rival, ...]]:
     """Return the rounds of the contender that describes the image, the state they settle at, and its rivals.
 
     What is left is `Rounds.last`.
     """
-    rounds, done, rivals = leading(seed, contenders, parts)
-    state, others = finished(rounds, done)
-    return rounds, state, (*others, *rivals)
+    lead = leading(seed, contenders, parts)
+    state, others = finished(lead.rounds, lead.done, lead.begun)
+    return lead.rounds, state, (*others, *lead.rivals)
 
 
-def leading(
-    seed: int, contenders: list[Contender], parts: Parts
-) -> tuple[Rounds, Reached, tuple[Rival, ...]]:
-    """Return the rounds of the contender that leads after the first ones, how far it has come, and rivals."""
-    every = []
-    for number, contender in enumerate(contenders):
-        rounds = Rounds(contender, parts, seed)
-        parts.log.done = 0.25
-        done = rounds.part("positions", partial(rounds.positions, contender.state))
-        done = rounds.run(done, range(EARLY_ROUNDS))
-        lens = free_lens(done.state, EARLY)
-        cost = basin_cost(contender.bench, done.state, lens, rounds.surface(done.state))
-        every.append((cost, number, rounds, done))
-    every.sort(key=lambda e: e[:2])
-    cost, _, rounds, done = every[0]
-    rivals = (
-        Rival(f"another place or thickness of the crystal ({n + 1})", c - cost) for c, n, *_ in every[1:]
-    )
-    return rounds, done, tuple(rivals)
+def leading(seed: int, contenders: list[Contender], parts: Parts) -> Lead:
+    """Return the contender that leads after the first rounds, which all go through.
+
+    Mistilt and Debye–Waller scale, which a thick crystal needs, are not yet free in these. A contender that
+    lags by less than its last round gained may still overtake: it goes on beside the leader for as many more.
+    """
+    rounds = [Rounds(contender, parts, seed) for contender in contenders]
+    done: dict[int, Reached] = {}
+    cost: dict[int, float] = {}
+    racing, behind, begun = list(range(len(rounds))), dict[int, float](), 0
+    while not begun or len(racing) > 1 and begun < SETTLED_ROUNDS:
+        for n in racing:
+            if not begun:
+                parts.log.done = 0.25
+                done[n] = rounds[n].part("positions", partial(rounds[n].positions, contenders[n].state))
+            done[n] = rounds[n].run(done[n], range(begun, begun + EARLY_ROUNDS))
+            cost[n] = rounds[n].cost(done[n].state, LENS if begun else EARLY)
+        begun += EARLY_ROUNDS
+        best, *others = sorted(racing, key=lambda n: (cost[n], n))
+        behind |= {n: cost[n] - cost[best] for n in others}
+        racing = [best, *(n for n in others if behind[n] < done[n].number)]
+    best = racing[0]
+    name = "another place or thickness of the crystal"
+    rivals = tuple(Rival(f"{name} ({n + 1})", behind[n]) for n in sorted(behind) if n != best)
+    return Lead(rounds[best], done[best], begun, rivals)
 
 
-def finished(rounds: Rounds, done: Reached) -> tuple[State, tuple[Rival, ...]]:
-    """Return the state at which the rounds settle, and specimens of other thickness as its rivals."""
-    done = rounds.run(done, range(EARLY_ROUNDS, COUNT_ROUNDS))
+def finished(rounds: Rounds, done: Reached, begun: int) -> tuple[State, tuple[Rival, ...]]:
+    """Return the state at which the rounds settle, and specimens of other thickness as its rivals.
+
+    begun: rounds that it has been through.
+    """
+    done = rounds.run(done, range(begun, COUNT_ROUNDS))
     lens = free_lens(done.state, LENS)
     rounds.log.done = 0.75
     rules = rounds.surface(done.state), rounds.support, rounds.rejected
