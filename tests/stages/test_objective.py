@@ -56,7 +56,7 @@ def test_truth_has_unit_chi_square_and_the_least_cost(island: Slab) -> None:
     bench = bench_of(island, electrons=20000.0)
     truth = State(island.columns, island.microscope)
     assert bench.chi2(truth) == pytest.approx(1, abs=5 * math.sqrt(2 / bench.misfit.pixels))
-    for change in ({"c1": 58.0}, {"a1_y": 8.0}, {"scale": 1.01}, {"tilt_x": 2e-3}, {"b_scale": 1.3}):
+    for change in ({"c1": 58.0}, {"a1_y": 8.0}, {"scale": 1.01}, {"tilt_x": 6e-3}, {"b_scale": 1.3}):
         wrong = replace(truth, microscope=island.microscope.with_values(**change))
         assert bench.cost(wrong) > bench.cost(truth) + 10, change
 
@@ -87,7 +87,7 @@ def test_jacobian_is_the_derivative_per_step(island: Slab) -> None:
     jacobian = bench.global_jacobian(state, index)
     for i, found in zip(index, jacobian, strict=True):
         step = PARAMETERS[i].step
-        h = 0.1 * step
+        h = 0.25 * step  # what single precision rounds off in a thin slab stays small against it
         pair = [
             island.model.image(
                 island.columns,
