@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benches import bench_of
-from qhrtem.model.forward import make_field
+from qhrtem.model.forward import ForwardModel, make_field
 from qhrtem.model.micrograph import Micrograph
 from qhrtem.model.microscope import INDEX, PARAMETERS
 from qhrtem.stages.objective import State, make_misfit
@@ -19,7 +19,10 @@ from slabs import Slab, slab
 
 @pytest.fixture(scope="module")
 def island() -> Slab:
-    return slab()
+    """A slab that leans about its reference plane; about its own middle it would hardly show a mistilt."""
+    upright = slab()
+    field = replace(upright.model.field, pivot_z=None)
+    return replace(upright, model=ForwardModel(field, upright.model.energy))
 
 
 def test_cost_is_twice_the_negative_log_likelihood() -> None:
@@ -56,7 +59,7 @@ def test_truth_has_unit_chi_square_and_the_least_cost(island: Slab) -> None:
     bench = bench_of(island, electrons=20000.0)
     truth = State(island.columns, island.microscope)
     assert bench.chi2(truth) == pytest.approx(1, abs=5 * math.sqrt(2 / bench.misfit.pixels))
-    for change in ({"c1": 58.0}, {"a1_y": 8.0}, {"scale": 1.01}, {"tilt_x": 6e-3}, {"b_scale": 1.3}):
+    for change in ({"c1": 58.0}, {"a1_y": 8.0}, {"scale": 1.01}, {"tilt_x": 2e-3}, {"b_scale": 1.3}):
         wrong = replace(truth, microscope=island.microscope.with_values(**change))
         assert bench.cost(wrong) > bench.cost(truth) + 10, change
 
@@ -87,7 +90,7 @@ def test_jacobian_is_the_derivative_per_step(island: Slab) -> None:
     jacobian = bench.global_jacobian(state, index)
     for i, found in zip(index, jacobian, strict=True):
         step = PARAMETERS[i].step
-        h = 0.25 * step  # what single precision rounds off in a thin slab stays small against it
+        h = 0.1 * step
         pair = [
             island.model.image(
                 island.columns,

@@ -19,9 +19,9 @@ class Scripted:
     """Rounds of a contender whose costs are known beforehand; the contender is its course."""
 
     def __init__(self, contender: Any, parts: Parts, seed: int) -> None:
-        self.contender, self.ran, self.asked = contender, [], []
-        self.ran: list[range]
-        self.asked: list[tuple[str, ...]]
+        self.contender = contender
+        self.ran: list[range] = []
+        self.asked: list[tuple[str, ...]] = []
 
     def part(self, name: str, make: partial[Reached]) -> Reached:
         return Reached(None)  # type: ignore[arg-type]

@@ -125,8 +125,8 @@ class RepeatedCell:
         """Return Fourier coefficients (T, rows, columns) of images at some thicknesses (numbers of slices).
 
         C1 of the microscope refers to the exit face of a specimen `centre` slices thick; others are taken to
-        be centred on the same mid-plane. A mistilt leaves the mid-plane in place. Vibration and
-        MTF are not applied.
+        be centred on the same mid-plane. A mistilt leaves the mid-plane in place. Vibration and MTF
+        are not applied.
         """
         m, lam = microscope, wavelength(self.energy)
         base = chi(self.grid, self.energy, m.coefficients())  # type: ignore[arg-type]
