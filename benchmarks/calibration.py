@@ -31,8 +31,9 @@ from qhrtem.simulate.phantom import make_phantom
 from qhrtem.specimen.crystal import Projection, project, read_cif
 from qhrtem.stages.averages import cell_averages
 from qhrtem.stages.calibration import calibrate
+from qhrtem.stages.cell_match import CellMatch, orientations
 from qhrtem.stages.checkpoint import Forgetful, Log, Parts
-from qhrtem.stages.imaging import CellMatch, Hypothesis, orientations
+from qhrtem.stages.imaging import Hypothesis
 from qhrtem.stages.start import planned_microscope, start_field
 
 Floats = NDArray[np.float64]

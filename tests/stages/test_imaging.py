@@ -7,19 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from crystals import projection
-from lattices import BTO, FRAME_PX, PIXEL_A, lattice
-from qhrtem.model.micrograph import Micrograph
-from qhrtem.model.microscope import INDEX, PARAMETERS, Microscope, nominal
-from qhrtem.stages.averages import CellAverages, cell_averages
+from lattices import BTO, FRAME_PX, PIXEL_A, THICKNESS, averages_of, lattice, match_for, prior
+from qhrtem.model.microscope import INDEX, PARAMETERS
+from qhrtem.stages.averages import CellAverages
+from qhrtem.stages.cell_match import orientations
 from qhrtem.stages.imaging import (
-    BASIN_A,
     SEARCHED,
-    CellMatch,
     Hypothesis,
-    orientations,
     rank_orientations,
     scan_focus,
     search,
@@ -28,83 +23,10 @@ from qhrtem.stages.imaging import (
     with_searched,
 )
 
-THICKNESS = np.array([14, 20])
-
-
-def prior() -> Microscope:
-    """A lens that is known to a few nm of focus."""
-    m = nominal(300e3)
-    sigma = m.sigma.copy()
-    sigma[INDEX["c1"]] = 8.0
-    return Microscope(m.energy, m.values, m.mean, sigma)
-
-
-def truth() -> Microscope:
-    return prior().with_values(c1=62.0, a1_x=10.0, a1_y=-6.0, vibration_xx=0.04, vibration_yy=0.04)
-
-
-def averages_of(thickness: NDArray[np.int64]) -> CellAverages:
-    """Averages of two places as the simulation itself gives them, seen in the second orientation, moved."""
-    empty = cell_averages(
-        Micrograph(np.ones((160, 160)), np.ones((160, 160), bool), PIXEL_A, 500.0, 0.0, 0.002),
-        lattice(),
-        PIXEL_A,
-    )
-    match = match_for(empty, 1)
-    value = match.coefficients(truth(), thickness) * np.exp(2j * np.pi * (match.index @ np.array([0.3, 0.8])))
-    rng = np.random.default_rng(0)
-    value = value + 0.002 * (rng.standard_normal(value.shape) + 1j * rng.standard_normal(value.shape))
-    return CellAverages(
-        np.array([[40.0, 40.0], [110.0, 110.0]]), empty.index, empty.frequency, value, empty.weight, PIXEL_A
-    )
-
 
 @pytest.fixture(scope="module")
 def averages() -> CellAverages:
     return averages_of(THICKNESS)
-
-
-def match_for(averages: CellAverages, orientation: int) -> CellMatch:
-    return CellMatch(averages, BTO, FRAME_PX * PIXEL_A, orientations(BTO)[orientation], 300e3)
-
-
-def test_a_rectangular_lattice_has_four_orientations_and_a_hexagonal_one_twelve() -> None:
-    for view, number in (((("BaTiO3"), (1, 1, 0)), 4), (("SrTiO3", (1, 1, 1)), 12), (("MgO", (0, 0, 1)), 8)):
-        p = projection(*view)
-        found = orientations(p)
-        assert len(found) == number
-        assert np.allclose(found[0], np.eye(2))
-        for s in found:
-            # Each maps the lattice onto itself and keeps lengths.
-            n = p.vectors @ s @ np.linalg.inv(p.vectors)
-            assert np.allclose(n, np.round(n), atol=1e-9)
-            assert np.allclose(s @ s.T, np.eye(2), atol=0.05)
-        signs = [round(float(np.linalg.det(s))) for s in found]
-        assert signs == sorted(signs, reverse=True) and sum(signs) == 0
-
-
-def test_truth_explains_its_own_averages(averages: CellAverages) -> None:
-    misfit, origin, thickness = match_for(averages, 1).best(truth())
-    assert misfit < 0.01
-    assert origin == pytest.approx((0.3, 0.8), abs=0.01)
-    assert thickness.tolist() == THICKNESS.tolist()
-    assert match_for(averages, 1).best(truth().with_values(c1=50.0))[0] > 2 * misfit
-    match = match_for(averages, 1)
-    residual = match.residual(truth(), np.array([0.3, 0.8]), THICKNESS)
-    assert (residual**2).sum() == pytest.approx(misfit, rel=0.1)
-
-
-def test_a_thick_crystal_is_also_sought_where_it_nearly_repeats(averages: CellAverages) -> None:
-    """From a thickness 60 Å off, the true basin is named, and nothing within its own reach is another one."""
-    match = match_for(averages_of(np.array([54, 58])), 1)
-    others = match.other_basins(truth(), np.array([90, 90]))
-    assert min(abs(n - 56) for n in others) <= BASIN_A / BTO.plane
-    confined = match.about(56.0)
-    assert confined.best(truth())[2].tolist() == [54, 58]
-    assert np.abs(confined.thickness - 56).max() * BTO.plane <= 1.5 * BASIN_A
-    assert len(confined.thickness) < len(match.thickness)
-    thin = match_for(averages, 1).other_basins(truth(), THICKNESS)
-    assert all(abs(n - THICKNESS.mean()) * BTO.plane > 2 * BASIN_A for n in thin)
 
 
 def test_the_polar_sense_is_told_from_the_image(averages: CellAverages) -> None:

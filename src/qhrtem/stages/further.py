@@ -26,9 +26,10 @@ from qhrtem.model.microscope import INDEX, SPECIMEN, Microscope
 from qhrtem.plan import FurtherPlan, ImagePlan, Plan
 from qhrtem.specimen.crystal import Projection
 from qhrtem.stages.calibration import calibrate
+from qhrtem.stages.cell_match import orientations
 from qhrtem.stages.checkpoint import Parts, Reached, ReachedForm, Snapshot
 from qhrtem.stages.contenders import BORDER_A
-from qhrtem.stages.imaging import C1_RANGE_A, orientations
+from qhrtem.stages.imaging import C1_RANGE_A
 from qhrtem.stages.joint import refine
 from qhrtem.stages.objective import Bench, Misfit, OwnLens, State, make_misfit
 from qhrtem.stages.result import Placed

@@ -17,6 +17,7 @@ from qhrtem.specimen.crystal import Crystal, Projection, project
 from qhrtem.stages.assess import assess
 from qhrtem.stages.averages import CellAverages, cell_averages
 from qhrtem.stages.calibration import calibrate
+from qhrtem.stages.cell_match import CellMatch
 from qhrtem.stages.checkpoint import (
     Forgetful,
     HypothesisForm,
@@ -28,12 +29,7 @@ from qhrtem.stages.checkpoint import (
 )
 from qhrtem.stages.contenders import choose
 from qhrtem.stages.further import Further, calibrated, together
-from qhrtem.stages.imaging import (
-    CellMatch,
-    Hypothesis,
-    rank_orientations,
-    search,
-)
+from qhrtem.stages.imaging import Hypothesis, rank_orientations, search
 from qhrtem.stages.objective import State
 from qhrtem.stages.result import Placed, make_twin
 from qhrtem.stages.start import planned_microscope, start_field
