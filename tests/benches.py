@@ -8,10 +8,14 @@ import numpy as np
 import torch
 
 from qhrtem.model.micrograph import Micrograph
-from qhrtem.model.microscope import Microscope
+from qhrtem.model.microscope import INDEX, Microscope
 from qhrtem.physics.detector import add_noise
 from qhrtem.specimen.columns import ColumnModel
-from qhrtem.stages.objective import Bench, make_misfit
+from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
+from qhrtem.stages.descent import Descent
+from qhrtem.stages.linearise import linearise, possible_moves
+from qhrtem.stages.move_model import profile
+from qhrtem.stages.objective import Bench, State, make_misfit
 from slabs import Slab
 
 
@@ -73,3 +77,18 @@ def with_last(columns: ColumnModel, changes: dict[int, int]) -> ColumnModel:
     for c, n in changes.items():
         last[c] += n
     return replace(columns, last=last)
+
+
+def descent_of(island: Slab, electrons: float, columns: int | None = None) -> tuple[Descent, NeighbourStep]:
+    """Return a descent over the first columns (all), of which one has an atom too many, and its support rule.
+
+    C1 and the mistilt are free.
+    """
+    state = State(island.columns, island.microscope)
+    bench = bench_of(island, with_last(island.columns, {0: -1}), electrons=electrons, seed=2)
+    some = list(range(len(island.columns)))[:columns]
+    free = [INDEX[n] for n in ("c1", "tilt_x", "tilt_y")]
+    quadratic = linearise(bench, state, free, some, {c: possible_moves(state.columns, c) for c in some})
+    neighbours = Neighbours.within(island.columns, 2.8)
+    support = NeighbourStep(neighbours, 6.0)
+    return Descent(state.columns, profile(state, quadratic), SurfaceEnergy(neighbours), support), support

@@ -7,34 +7,18 @@ import itertools
 import numpy as np
 import pytest
 
-from benches import bench_of, with_last
-from qhrtem.model.microscope import INDEX
-from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
+from benches import descent_of
 from qhrtem.stages.counts import LEAN, collective_moves
 from qhrtem.stages.descent import Descent
-from qhrtem.stages.linearise import linearise, possible_moves
-from qhrtem.stages.move_model import profile
-from qhrtem.stages.objective import State
 from qhrtem.stages.posterior import sample
 from slabs import Slab, slab
 
-FREE = [INDEX[n] for n in ("c1", "tilt_x", "tilt_y")]
 COLUMNS = 2  # few enough to list every combination
 
 
 @pytest.fixture(scope="module")
 def island() -> Slab:
     return slab(radius=4.5)
-
-
-def descent_of(island: Slab, electrons: float, columns: int | None = None) -> tuple[Descent, NeighbourStep]:
-    state = State(island.columns, island.microscope)
-    bench = bench_of(island, with_last(island.columns, {0: -1}), electrons=electrons, seed=2)
-    some = list(range(len(island.columns)))[:columns]
-    quadratic = linearise(bench, state, FREE, some, {c: possible_moves(state.columns, c) for c in some})
-    neighbours = Neighbours.within(island.columns, 2.8)
-    support = NeighbourStep(neighbours, 6.0)
-    return Descent(state.columns, profile(state, quadratic), SurfaceEnergy(neighbours), support), support
 
 
 def test_marginals_are_those_of_every_combination(island: Slab) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,25 +11,10 @@ from qhrtem.specimen.columns import ColumnModel
 from qhrtem.specimen.persistence import Persistence
 from qhrtem.specimen.rules import NeighbourStep, SurfaceEnergy, unavoidable_step
 from qhrtem.stages.move_model import MoveModel, Options
+from qhrtem.stages.option_costs import ColumnOptions, OptionCosts
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class _Local:
-    """What the descent needs of one column: S options, m moves, k occupied neighbours."""
-
-    own: Ints  # (m,) its moves
-    pick: Floats  # (S, m) which moves make up each option
-    direct: Floats  # (m, m) coupling of its own moves while the imaging parameters are held
-    coupling: Floats  # (m, m) the same with the imaging parameters re-optimised
-    beside: Ints  # (b,) moves that its own are coupled to directly
-    pulls: Floats  # (m, b) how
-    square: Floats  # (S,) cost of each option's moves among themselves
-    surface: Floats  # (S, 2) Å, entrance and exit surface
-    near: Ints  # (k,)
-    allowed: Floats  # (k,) Å, step that the site spacing makes unavoidable
 
 
 class Descent:
@@ -63,6 +47,10 @@ class Descent:
             self.known = [past.cost_of(o.column, o.first, o.last) for o in model.options]
         else:
             self.known = [np.zeros(len(o.first)) for o in model.options]
+        number = np.array([o.column for o in model.options], dtype=np.int64)
+        pairs = self.place[self.neighbours.pairs].reshape(-1, 2)
+        fixed = [b + k for b, k in zip(self.barred, self.known, strict=True)]
+        self.costs = OptionCosts.of(self.local, fixed, number, pairs[(pairs >= 0).all(1)], model, surface)
 
     def over(self, model: MoveModel) -> Descent:
         """Return a descent from where this one started, with other costs of the same moves (`held`)."""
@@ -72,10 +60,11 @@ class Descent:
         out.field, out.along = -2 * model.h, np.zeros(len(model.reach))
         out.depth = self.start.copy()
         if model is not self.model:
-            out.local = [_coupled(p, model) for p in self.local]
+            out.local = [p.under(model) for p in self.local]
+            out.costs = self.costs.under(model, out.local)
         return out
 
-    def _prepare(self, columns: ColumnModel, o: Options) -> _Local:
+    def _prepare(self, columns: ColumnModel, o: Options) -> ColumnOptions:
         own = np.array(sorted({m for moves in o.moves for m in moves}), dtype=np.int64)
         pick = np.array([[m in moves for m in own] for moves in o.moves], dtype=float)
         rows = self.model.near[own]
@@ -92,11 +81,10 @@ class Descent:
         allowed = unavoidable_step(columns, np.full(len(near), o.column), near)
         surface = np.stack([top, bottom], axis=1)
         none = np.zeros(len(pick))
-        return _coupled(
-            _Local(own, pick, direct, direct, beside, pulls, none, surface, near, allowed), self.model
-        )
+        options = ColumnOptions(own, pick, direct, direct, beside, pulls, none, surface, near, allowed)
+        return options.under(self.model)
 
-    def _barred(self, p: _Local, support: NeighbourStep) -> Floats:
+    def _barred(self, p: ColumnOptions, support: NeighbourStep) -> Floats:
         """Infinite cost where an option breaks the support rule; staying is always allowed."""
         out = np.zeros(len(p.pick))
         if len(p.near):
@@ -127,44 +115,54 @@ class Descent:
         self.chosen[n] = option
         self.depth[self.model.options[n].column] = p.surface[option]
 
+    def every_cost(self) -> Floats:
+        """Return the cost (N, S) of every option of every column, others as chosen; infinite for none."""
+        through = 2 * (self.model.answer @ self.along) @ self.model.reach
+        return self.costs.all(self.field, through, self.chosen, self.depth)
+
     def sweep(self) -> float:
-        """Let every column take its best option in turn; return the total gain."""
+        """Let every column that has a better option take its best, the most eager first; return the gain."""
+        cost, n = self.every_cost(), np.arange(len(self.chosen))
+        promise = cost.min(1) - cost[n, self.chosen]
         gain = 0.0
-        for n in range(len(self.model.options)):
-            cost = self.local_cost(n)
-            best = int(cost.argmin())
-            if cost[best] < cost[self.chosen[n]] - 1e-9:
-                gain += cost[self.chosen[n]] - cost[best]
+        for n in np.argsort(promise, kind="stable"):
+            if promise[n] > -1e-9:
+                break
+            now = self.local_cost(n)  # those before it have moved
+            best = int(now.argmin())
+            if now[best] < now[self.chosen[n]] - 1e-9:
+                gain += now[self.chosen[n]] - now[best]
                 self.choose(n, best)
         return gain
 
     def pair_sweep(self) -> float:
-        """Let neighbouring columns change together; return the total gain."""
+        """Let neighbouring columns change together where it pays; return the gain."""
+        pairs = self.costs.pairs
+        cost, n = self.every_cost(), np.arange(len(self.chosen))
+        change = cost - cost[n, self.chosen][:, None]
+        every = np.arange(len(pairs))
+        promise = self.costs.together(every, change[pairs[:, 0]], change[pairs[:, 1]], self.chosen)
+        promise = promise.min((1, 2)) if len(pairs) else np.zeros(0)
         gain = 0.0
-        for a, b in self.neighbours.pairs:
-            i, j = int(self.place[a]), int(self.place[b])
-            if i < 0 or j < 0:
-                continue
-            before_i, before_j = int(self.chosen[i]), int(self.chosen[j])
-            cost_i = self.local_cost(i)
-            base = cost_i[before_i]
-            candidates = np.argsort(cost_i)[:4]
-            best: tuple[float, int, int] = (1e-9, before_i, before_j)
-            for s in candidates:
-                if s == before_i:
-                    continue
+        for e in np.argsort(promise, kind="stable"):
+            if promise[e] > -1e-6:
+                break
+            i, j = pairs[e]
+            a, b = self._changes(i), self._changes(j)
+            both = self.costs.together(every[e : e + 1], a[None], b[None], self.chosen)[0]
+            s, t = np.unravel_index(both.argmin(), both.shape)
+            if both[s, t] < -1e-6:
+                gain -= float(both[s, t])
                 self.choose(i, int(s))
-                cost_j = self.local_cost(j)
-                t = int(cost_j.argmin())
-                total = (base - cost_i[s]) + (cost_j[before_j] - cost_j[t])
-                if total > best[0] + 1e-9:
-                    best = (float(total), int(s), t)
-                self.choose(i, before_i)
-            if best[0] > 1e-6:
-                self.choose(i, best[1])
-                self.choose(j, best[2])
-                gain += best[0]
+                self.choose(j, int(t))
         return gain
+
+    def _changes(self, n: int) -> Floats:
+        """Return what each option (S,) of column number n would change, padded like all others."""
+        cost = self.local_cost(n)
+        out = np.full(self.costs.square.shape[1], np.inf)
+        out[: len(cost)] = cost - cost[self.chosen[n]]
+        return out
 
     def run(self, sweeps: int = 12) -> None:
         """Sweep until nothing changes."""
@@ -196,10 +194,3 @@ class Descent:
             if len(others):
                 out[n] = others.min() - cost[s]
         return out
-
-
-def _coupled(p: _Local, model: MoveModel) -> _Local:
-    """Return a column whose moves also act on each other through the imaging parameters of a model."""
-    reach = model.reach[:, p.own]
-    coupling = p.direct - reach.T @ model.answer @ reach
-    return replace(p, coupling=coupling, square=((p.pick @ coupling) * p.pick).sum(1))

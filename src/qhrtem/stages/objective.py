@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -165,12 +167,16 @@ class Bench:
 
     def image(self, state: State) -> Tensor:
         """Return the full (first) image of a state; lens changes alone reuse the exit wave."""
-        m = state.microscope
-        key = (id(state.columns), m["tilt_x"], m["tilt_y"], m["b_scale"], m["absorption"])
+        key = self._wave_of(state)
         if self._key != key or self._spectrum is None:
-            self._spectrum = self.model.exit_spectrum(state.columns, m)
+            self._spectrum = self.model.exit_spectrum(state.columns, state.microscope)
             self._key, self._held = key, state.columns
-        return self.model.image_of(*self._spectrum, m) + state.diffuse
+        return self.model.image_of(*self._spectrum, state.microscope) + state.diffuse
+
+    def _wave_of(self, state: State) -> object:
+        """Return what the exit wave of a state depends on."""
+        m = state.microscope
+        return (id(state.columns), m["tilt_x"], m["tilt_y"], m["b_scale"], m["absorption"])
 
     def images(self, state: State) -> list[Tensor]:
         """Return what every image of a state should show, the first first."""
@@ -189,27 +195,32 @@ class Bench:
 
     def global_jacobian(self, state: State, index: list[int]) -> NDArray[np.float32]:
         """Return ∂(first image)/∂(imaging parameter)·step, (P, rows, cols), by central differences."""
-        out = []
-        for i in sorted(index, key=lambda i: PARAMETERS[i].structural):
-            if i in self._derivatives:
-                out.append((i, self._derivatives[i]))
-                continue
-            p = PARAMETERS[i]
-            v = state.microscope.values[i]
-            up, down = min(v + p.step / 2, p.high), max(v - p.step / 2, p.low)
-            images = [
-                self.image(replace(state, microscope=state.microscope.with_vector([i], np.array([x]))))
-                for x in (up, down)
-            ]
-            out.append((i, (images[0] - images[1]) * (p.step / (up - down))))
-            if self.lagged:
-                self._derivatives[i] = out[-1][1]
-        order = dict(out)
-        return (
-            torch.stack([order[i] for i in index]).numpy()
-            if index
-            else np.zeros((0, *self.misfit.used.shape))
-        )
+        if not index:
+            return np.zeros((0, *self.misfit.used.shape), dtype=np.float32)
+        self.image(state)  # for the exit wave that most of them share
+        # Thermal states share kernels that are made when one is first seen, so these take turns.
+        thermal = [i for i in index if PARAMETERS[i].name in ("b_scale", "absorption")]
+        with ThreadPoolExecutor(self.workers) as pool:
+            rest = [i for i in index if i not in thermal]
+            out = dict(zip(rest, pool.map(partial(self._derivative, state), rest), strict=True))
+        out |= {i: self._derivative(state, i) for i in thermal}
+        if self.lagged:
+            self._derivatives.update(out)
+        return np.asarray(torch.stack([out[i] for i in index]).numpy())
+
+    def _derivative(self, state: State, i: int) -> Tensor:
+        """Return one row of `global_jacobian`."""
+        if i in self._derivatives:
+            return self._derivatives[i]
+        p, v = PARAMETERS[i], state.microscope.values[i]
+        up, down = min(v + p.step / 2, p.high), max(v - p.step / 2, p.low)
+        images = []
+        for x in (up, down):
+            m = state.microscope.with_vector([i], np.array([x]))
+            same = self._wave_of(replace(state, microscope=m)) == self._key
+            wave = self._spectrum if same else None
+            images.append(self.model.image_of(*(wave or self.model.exit_spectrum(state.columns, m)), m))
+        return (images[0] - images[1]) * (p.step / (up - down))
 
     def respond(self, window: WindowModel, c: int, changes: Sequence[Move | Tangent]) -> Response:
         """Return the image changes of column c as `WindowModel.respond`.
