@@ -50,22 +50,22 @@ def test_a_pair_costs_what_changing_both_costs(descent: Descent, held: bool, see
     here, rng = somewhere(descent.over(model), seed), np.random.default_rng(seed)
     change = here.every_cost()
     change = change - change[np.arange(len(change)), here.chosen][:, None]
-    for e in rng.choice(len(here.costs.pairs), 3):
-        i, j = here.costs.pairs[e]
-        both = here.costs.together(np.array([e]), change[[i]], change[[j]], here.chosen)[0]
+    for e in rng.choice(len(here.pairs.pairs), 3):
+        i, j = here.pairs.pairs[e]
+        both = here.pairs.together(np.array([e]), change[[i]], change[[j]], here.chosen)[0]
         s, t = (rng.choice(np.flatnonzero(np.isfinite(change[n]))) for n in (i, j))
         other = descent.over(model)
         chosen = here.chosen.copy()
         chosen[[i, j]] = s, t
         other.adopt(chosen)
         assert both[s, t] == pytest.approx(other.cost() - here.cost(), rel=1e-6, abs=1e-3)
-    stay = here.costs.together(np.arange(len(here.costs.pairs)), *_changes(here, change), here.chosen)
-    i, j = here.costs.pairs.T
+    stay = here.pairs.together(np.arange(len(here.pairs.pairs)), *_changes(here, change), here.chosen)
+    i, j = here.pairs.pairs.T
     assert np.allclose(stay[np.arange(len(i)), here.chosen[i], here.chosen[j]], 0, atol=1e-9)
 
 
 def _changes(here: Descent, change: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return change[here.costs.pairs[:, 0]], change[here.costs.pairs[:, 1]]
+    return change[here.pairs.pairs[:, 0]], change[here.pairs.pairs[:, 1]]
 
 
 def test_no_pair_can_do_better_where_a_descent_ends(made: tuple[Descent, NeighbourStep]) -> None:
@@ -78,7 +78,7 @@ def test_no_pair_can_do_better_where_a_descent_ends(made: tuple[Descent, Neighbo
     change = here.every_cost()
     change = change - change[np.arange(len(change)), here.chosen][:, None]
     assert change.min() > -1e-6
-    both = here.costs.together(np.arange(len(here.costs.pairs)), *_changes(here, change), here.chosen)
+    both = here.pairs.together(np.arange(len(here.pairs.pairs)), *_changes(here, change), here.chosen)
     assert both.min() > -1e-3
 
 
@@ -87,6 +87,6 @@ def test_columns_couple_that_share_no_step_of_the_surface(made: tuple[Descent, N
     descent, support = made
     alone = SurfaceEnergy(Neighbours(np.zeros((0, 2), dtype=np.int64)))
     here = Descent(descent.columns, descent.model, alone, support)
-    assert len(here.costs.pairs) == len(descent.costs.pairs) > 0
+    assert len(here.pairs.pairs) == len(descent.pairs.pairs) > 0
     assert not here.costs.counts.any()
-    assert here.costs.direct.any() and not np.allclose(here.costs.direct, descent.costs.direct)
+    assert here.pairs.direct.any() and not np.allclose(here.pairs.direct, descent.pairs.direct)

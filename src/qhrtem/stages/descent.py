@@ -11,7 +11,7 @@ from qhrtem.specimen.columns import ColumnModel
 from qhrtem.specimen.persistence import Persistence
 from qhrtem.specimen.rules import NeighbourStep, SurfaceEnergy, unavoidable_step
 from qhrtem.stages.move_model import MoveModel, Options
-from qhrtem.stages.option_costs import ColumnOptions, OptionCosts
+from qhrtem.stages.option_costs import ColumnOptions, OptionCosts, PairCosts
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -48,9 +48,10 @@ class Descent:
         else:
             self.known = [np.zeros(len(o.first)) for o in model.options]
         number = np.array([o.column for o in model.options], dtype=np.int64)
-        pairs = self.place[self.neighbours.pairs].reshape(-1, 2)
         fixed = [b + k for b, k in zip(self.barred, self.known, strict=True)]
-        self.costs = OptionCosts.of(self.local, fixed, number, pairs[(pairs >= 0).all(1)], model, surface)
+        self.costs = OptionCosts.of(self.local, fixed, number, len(model.h), surface)
+        pairs = self.place[self.neighbours.pairs].reshape(-1, 2)
+        self.pairs = PairCosts.of(pairs[(pairs >= 0).all(1)], self.local, number, self.costs, model)
 
     def over(self, model: MoveModel) -> Descent:
         """Return a descent from where this one started, with other costs of the same moves (`held`)."""
@@ -61,7 +62,7 @@ class Descent:
         out.depth = self.start.copy()
         if model is not self.model:
             out.local = [p.under(model) for p in self.local]
-            out.costs = self.costs.under(model, out.local)
+            out.costs, out.pairs = self.costs.under(out.local), self.pairs.under(model)
         return out
 
     def _prepare(self, columns: ColumnModel, o: Options) -> ColumnOptions:
@@ -118,7 +119,7 @@ class Descent:
     def every_cost(self) -> Floats:
         """Return the cost (N, S) of every option of every column, others as chosen; infinite for none."""
         through = 2 * (self.model.answer @ self.along) @ self.model.reach
-        return self.costs.all(self.field, through, self.chosen, self.depth)
+        return self.costs.all(self.field - through, self.chosen, self.depth)
 
     def sweep(self) -> float:
         """Let every column that has a better option take its best, the most eager first; return the gain."""
@@ -137,22 +138,21 @@ class Descent:
 
     def pair_sweep(self) -> float:
         """Let neighbouring columns change together where it pays; return the gain."""
-        pairs = self.costs.pairs
-        cost, n = self.every_cost(), np.arange(len(self.chosen))
-        change = cost - cost[n, self.chosen][:, None]
-        every = np.arange(len(pairs))
-        promise = self.costs.together(every, change[pairs[:, 0]], change[pairs[:, 1]], self.chosen)
-        promise = promise.min((1, 2)) if len(pairs) else np.zeros(0)
+        pairs, every = self.pairs.pairs, np.arange(len(self.pairs.pairs))
+        cost = self.every_cost()
+        change = cost - cost[np.arange(len(cost)), self.chosen][:, None]
+        both = self.pairs.together(every, change[pairs[:, 0]], change[pairs[:, 1]], self.chosen)
+        promise = both.min((1, 2), initial=0.0)
         gain = 0.0
         for e in np.argsort(promise, kind="stable"):
             if promise[e] > -1e-6:
                 break
             i, j = pairs[e]
             a, b = self._changes(i), self._changes(j)
-            both = self.costs.together(every[e : e + 1], a[None], b[None], self.chosen)[0]
-            s, t = np.unravel_index(both.argmin(), both.shape)
-            if both[s, t] < -1e-6:
-                gain -= float(both[s, t])
+            now = self.pairs.together(every[e : e + 1], a[None], b[None], self.chosen)[0]  # others moved
+            s, t = np.unravel_index(now.argmin(), now.shape)
+            if now[s, t] < -1e-6:
+                gain -= float(now[s, t])
                 self.choose(i, int(s))
                 self.choose(j, int(t))
         return gain

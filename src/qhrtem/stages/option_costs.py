@@ -43,7 +43,7 @@ class ColumnOptions:
 
 @dataclass(frozen=True)
 class OptionCosts:
-    """Options of N columns, padded to S options, m moves and K neighbours; E pairs may change together."""
+    """Options of N columns, padded to S options, m moves and K neighbours."""
 
     own: Ints  # (N, m) moves of each column; the number of moves M stands for none
     pick: Floats  # (N, S, m)
@@ -54,30 +54,21 @@ class OptionCosts:
     allowed: Floats  # (N, K) Å
     counts: NDArray[np.bool_]  # (N, K) which of them are neighbours
     fixed: Floats  # (N, S) cost that depends on nothing else; infinite where there is no such option
-    pairs: Ints  # (E, 2) numbers among the N columns
-    direct: Floats  # (E, S, S) what their options cost each other while the imaging parameters are held
-    reach: Floats  # (N, P, S) pull of each option on the imaging parameters
-    between: Floats  # (E, S, S) what their options cost each other
     energy: SurfaceEnergy
 
     @staticmethod
     def of(
-        columns: list[ColumnOptions],
-        fixed: list[Floats],
-        number: Ints,
-        pairs: Ints,
-        model: MoveModel,
-        energy: SurfaceEnergy,
+        columns: list[ColumnOptions], fixed: list[Floats], number: Ints, moves: int, energy: SurfaceEnergy
     ) -> OptionCosts:
         """Return the costs of the options of some columns.
 
-        number: (N,) which columns of the specimen they are; pairs: (E, 2) of them, as numbers among the N.
+        number: (N,) which columns of the specimen they are; moves: M of all of them.
         """
         n = len(columns)
         m = max((len(c.own) for c in columns), default=0)
         s = max((len(c.pick) for c in columns), default=1)
         k = max((len(c.near) for c in columns), default=0)
-        own = np.full((n, m), len(model.h))
+        own = np.full((n, m), moves)
         pick, coupling, square = np.zeros((n, s, m)), np.zeros((n, m, m)), np.zeros((n, s))
         surface, cost = np.zeros((n, s, 2)), np.full((n, s), np.inf)
         near, allowed = np.repeat(number[:, None], k, axis=1), np.zeros((n, k))
@@ -88,63 +79,78 @@ class OptionCosts:
             square[i, :b], surface[i], cost[i, :b] = c.square, c.surface[0], fixed[i]
             surface[i, :b] = c.surface
             near[i, :d], allowed[i, :d], counts[i, :d] = c.near, c.allowed, True
-        bare = np.zeros((len(pairs), s, s))
-        out = OptionCosts(
-            *(own, pick, coupling, square, surface, near, allowed, counts, cost, pairs, bare),
-            reach=_padded(model.reach)[:, own].transpose(1, 0, 2) @ pick.transpose(0, 2, 1),
-            between=bare,
-            energy=energy,
-        )
-        direct = 2 * _coupled(columns, out, len(model.h)) + _steps(number, out)
-        return replace(out, direct=direct, between=_between(direct, out, model))
+        return OptionCosts(own, pick, coupling, square, surface, near, allowed, counts, cost, energy)
 
-    def under(self, model: MoveModel, columns: list[ColumnOptions]) -> OptionCosts:
-        """Return the costs of the same moves in another model, for which the columns stand."""
+    def under(self, columns: list[ColumnOptions]) -> OptionCosts:
+        """Return the costs of the same options where the columns stand under another model."""
         coupling, square = self.coupling.copy(), self.square.copy()
         for i, c in enumerate(columns):
             coupling[i, : len(c.own), : len(c.own)], square[i, : len(c.pick)] = c.coupling, c.square
-        between = _between(self.direct, self, model)
-        return replace(self, coupling=coupling, square=square, between=between)
+        return replace(self, coupling=coupling, square=square)
 
-    def all(self, field: Floats, through: Floats, chosen: Ints, depth: Floats) -> Floats:
+    def all(self, slope: Floats, chosen: Ints, depth: Floats) -> Floats:
         """Return the cost (N, S) of every option of every column, the others as chosen (N,).
 
-        field, through: (M,) what the moves of others do to the cost of each move, directly and by way of the
-        imaging parameters; depth: (C, 2) Å, surfaces of all columns as chosen.
+        slope: (M,) derivative of the cost by each move, without its own square; depth: (C, 2) Å, surfaces of
+        all columns as chosen.
         """
         n = np.arange(len(chosen))
-        slope = _padded(field - through)[self.own]
-        slope -= 2 * (self.coupling @ self.pick[n, chosen][:, :, None])[:, :, 0]
-        cost = (self.pick @ slope[:, :, None])[:, :, 0] + self.square + self.fixed
+        own = padded(slope)[self.own]
+        own -= 2 * (self.coupling @ self.pick[n, chosen][:, :, None])[:, :, 0]
+        cost = (self.pick @ own[:, :, None])[:, :, 0] + self.square + self.fixed
         step = self.surface[:, :, None, :] - depth[self.near][:, None]
         steps = self.energy.pair_cost(step, self.allowed[:, None, :, None])
         return np.asarray(cost + (steps * self.counts[:, None, :, None]).sum((2, 3)))
 
-    def together(self, which: Ints, change_a: Floats, change_b: Floats, chosen: Ints) -> Floats:
+
+@dataclass(frozen=True)
+class PairCosts:
+    """What the options of two columns cost each other, for E pairs of columns that may change together."""
+
+    pairs: Ints  # (E, 2) numbers among the columns that have options
+    direct: Floats  # (E, S, S) while the imaging parameters are held
+    reach: Floats  # (N, P, S) pull of each option on the imaging parameters
+    between: Floats  # (E, S, S) the imaging parameters following
+
+    @staticmethod
+    def of(
+        pairs: Ints, columns: list[ColumnOptions], number: Ints, options: OptionCosts, model: MoveModel
+    ) -> PairCosts:
+        """Return the costs of pairs (E, 2) of the columns; number: (N,) of the specimen they are."""
+        reach = padded(model.reach)[:, options.own].transpose(1, 0, 2) @ options.pick.transpose(0, 2, 1)
+        direct = 2 * _coupled(pairs, columns, options, len(model.h)) + _steps(pairs, number, options)
+        return PairCosts(pairs, direct, reach, direct).under(model)
+
+    def under(self, model: MoveModel) -> PairCosts:
+        """Return the costs of the same moves in another model."""
+        i, j = self.pairs.T
+        answered = self.reach.transpose(0, 2, 1) @ model.answer  # (N, S, P)
+        return replace(self, between=self.direct - 2 * answered[i] @ self.reach[j])
+
+    def together(self, which: Ints, first: Floats, second: Floats, chosen: Ints) -> Floats:
         """Return the change of cost (E', S, S) when both columns of some pairs (E',) take other options.
 
-        change_a, change_b: (E', S) what each option would change by itself, the other as chosen.
+        first, second: (E', S) what each option of either would change by itself, the other as chosen (N,).
         """
         cost, e = self.between[which], np.arange(len(which))
         s, t = chosen[self.pairs[which]].T
-        own = change_a + cost[e, s, t][:, None] - cost[e, :, t]
-        others = change_b - cost[e, s]
-        return np.asarray(cost + own[:, :, None] + others[:, None, :])
+        own = first + cost[e, s, t][:, None] - cost[e, :, t]
+        other = second - cost[e, s]
+        return np.asarray(cost + own[:, :, None] + other[:, None, :])
 
 
-def _padded(moves: Floats) -> Floats:
+def padded(moves: Floats) -> Floats:
     """Return values (..., M) of moves with a zero for no move behind."""
     return np.concatenate([moves, np.zeros((*moves.shape[:-1], 1))], axis=-1)
 
 
-def _coupled(columns: list[ColumnOptions], options: OptionCosts, moves: int) -> Floats:
+def _coupled(pairs: Ints, columns: list[ColumnOptions], options: OptionCosts, moves: int) -> Floats:
     """Return half of what options of pairs (E, S, S) cost each other directly, without the surfaces."""
-    out = np.zeros_like(options.direct)
-    order = np.argsort(options.pairs[:, 0], kind="stable")
-    row = np.zeros((options.own.shape[1], moves + 1))
-    before = -1
-    for e in order:
-        i, j = options.pairs[e]
+    s = options.square.shape[1]
+    out = np.zeros((len(pairs), s, s))
+    row, before = np.zeros((options.own.shape[1], moves + 1)), -1
+    for e in np.argsort(pairs[:, 0], kind="stable"):
+        i, j = pairs[e]
         if i != before:
             row[:] = 0.0
             row[: len(columns[i].own), columns[i].beside] = columns[i].pulls
@@ -153,18 +159,11 @@ def _coupled(columns: list[ColumnOptions], options: OptionCosts, moves: int) -> 
     return out
 
 
-def _steps(number: Ints, options: OptionCosts) -> Floats:
+def _steps(pairs: Ints, number: Ints, options: OptionCosts) -> Floats:
     """Return the surface energy (E, S, S) between the columns of each pair, by their options."""
-    i, j = options.pairs.T
+    i, j = pairs.T
     place = (options.near[i] == number[j][:, None]) & options.counts[i]
     step = options.surface[i][:, :, None, :] - options.surface[j][:, None, :, :]
     allowed = (options.allowed[i] * place).sum(1)[:, None, None, None]
     cost = options.energy.pair_cost(step, allowed).sum(3)
     return np.asarray(cost * place.any(1)[:, None, None])
-
-
-def _between(direct: Floats, options: OptionCosts, model: MoveModel) -> Floats:
-    """Return what options of pairs (E, S, S) cost each other, the imaging parameters of a model following."""
-    i, j = options.pairs.T
-    answered = options.reach.transpose(0, 2, 1) @ model.answer  # (N, S, P)
-    return np.asarray(direct - 2 * answered[i] @ options.reach[j])
