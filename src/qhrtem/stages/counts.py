@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from qhrtem.model.microscope import INDEX, PARAMETERS
 from qhrtem.specimen.persistence import Persistence
 from qhrtem.specimen.rules import NeighbourStep, SurfaceEnergy
+from qhrtem.stages.annealing import anneal
 from qhrtem.stages.descent import Descent
 from qhrtem.stages.joint import apply_step, total_cost
 from qhrtem.stages.linearise import Quadratic, linearise, possible_moves
@@ -61,14 +62,15 @@ def count_round(
     support: NeighbourStep,
     rejected: dict[str, int],
     tick: Callable[[float], None] = lambda fraction: None,
-    collective: bool = False,
+    collective: np.random.Generator | None = None,
     past: Persistence | None = None,
     probe: torch.Tensor | None = None,
 ) -> CountRound:
     """Return the state after one round of joint count moves with everything continuous following along.
 
-    collective: also look for sets of moves that pay only together with another mistilt. past: what an earlier
-    image of the specimen says of the column ends. probe: as for `linearise`.
+    collective: if given, also look for moves of many columns that pay only together and with another
+    mistilt, where it is free; its random numbers. past: what an earlier image of the specimen says of the
+    column ends. probe: as for `linearise`.
     """
     candidates = {c: possible_moves(state.columns, c) for c in moving}
     quadratic = linearise(bench, state, imaging, positions, candidates, tick, probe)
@@ -87,12 +89,14 @@ def count_round(
     trial = _applied(state, quadratic, descent, ranked)
     after = exact(trial)
     index = [quadratic.imaging.index(INDEX[n]) for n in TILTS if INDEX[n] in quadratic.imaging]
-    leant = collective_moves(descent, index) if collective and index else descent
-    if leant is not descent:
-        other = _applied(state, quadratic, leant, _ranked(leant))
-        cost = exact(other)
-        if cost < min(before, after):
-            descent, ranked, trial, after = leant, _ranked(leant), other, cost
+    if collective is not None and index:
+        leant = collective_moves(descent, index)
+        for other in dict.fromkeys((leant, anneal(leant, collective))):
+            if other is not descent:
+                moved = _applied(state, quadratic, other, _ranked(other))
+                cost = exact(moved)
+                if cost < min(before, after):
+                    descent, ranked, trial, after = other, _ranked(other), moved, cost
     undecided = _undecided(descent)
     limit = len(ranked)
     while after >= before and limit:

@@ -103,7 +103,8 @@ class Rounds:
             lens = free_lens(state, EARLY if number < EARLY_ROUNDS else LENS)
             moving = list(done.undecided) if number >= SETTLED_ROUNDS else state.occupied()
             surface = self.energy if number == 0 else self.surface(state)
-            done = self.part(f"counts {number}", partial(self.counts, state, lens, moving, surface))
+            walk = np.random.default_rng([self.seed, 2, number])
+            done = self.part(f"counts {number}", partial(self.counts, state, lens, moving, surface, walk))
             if number in (0, 1, 3):
                 state = self.part(f"surfaces {number}", partial(self.outline, done.state, lens)).state
                 done = replace(done, state=state)
@@ -122,11 +123,18 @@ class Rounds:
         self.log("positions", self.bench.chi2(refined.state))
         return Reached(refined.state, lens_sigma=lens_sigma(lens, refined.lens_sigma()))
 
-    def counts(self, state: State, lens: list[int], moving: list[int], surface: SurfaceEnergy) -> Reached:
+    def counts(
+        self,
+        state: State,
+        lens: list[int],
+        moving: list[int],
+        surface: SurfaceEnergy,
+        walk: np.random.Generator,
+    ) -> Reached:
         """One round of count moves."""
         every = state.occupied()
         done = count_round(
-            self.bench, state, lens, every, moving, surface, self.support, self.rejected, collective=True
+            self.bench, state, lens, every, moving, surface, self.support, self.rejected, collective=walk
         )
         self.log("counts", self.bench.chi2(done.state), f"{done.changed} columns changed")
         sigma = lens_sigma(lens, np.sqrt(np.diag(done.model.answer)))
