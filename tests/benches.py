@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy import sparse
 
 from qhrtem.model.micrograph import Micrograph
 from qhrtem.model.microscope import INDEX, Microscope
@@ -92,3 +95,26 @@ def descent_of(island: Slab, electrons: float, columns: int | None = None) -> tu
     neighbours = Neighbours.within(island.columns, 2.8)
     support = NeighbourStep(neighbours, 6.0)
     return Descent(state.columns, profile(state, quadratic), SurfaceEnergy(neighbours), support), support
+
+
+def listed(descent: Descent) -> tuple[list[tuple[int, ...]], NDArray[np.float64]]:
+    """Return every combination of options that no rule bars, and its cost."""
+    allowed = [np.flatnonzero(np.isfinite(b)).tolist() for b in descent.barred]
+    every = list(itertools.product(*allowed))
+    cost = np.empty(len(every))
+    here = descent.over(descent.model)
+    for i, chosen in enumerate(every):
+        here.adopt(np.array(chosen))
+        cost[i] = here.cost()
+    return every, cost
+
+
+def trapped(made: Descent, support: NeighbourStep, alone: float) -> Descent:
+    """Return a descent in which three columns gain 6 if they move together, and one that moves alone pays."""
+    model = made.model
+    moves = [int(made.local[n].own[0]) for n in range(3)]
+    near = 40.0 * np.eye(len(model.h))
+    near[np.ix_(moves, moves)] = alone * np.eye(3) - (1 + alone / 2) * (1 - np.eye(3))
+    model = replace(model, h=np.zeros(len(model.h)), near=sparse.csr_array(near), reach=0 * model.reach)
+    flat = SurfaceEnergy(Neighbours(np.zeros((0, 2), dtype=np.int64)))
+    return Descent(made.columns, model, flat, support)

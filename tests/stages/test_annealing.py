@@ -1,19 +1,12 @@
-"""Annealed walks: costs as a descent has them, the right probabilities, and the way out of a trap."""
+"""Annealing: the way out of states that single columns and pairs do not leave."""
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import replace
-
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from scipy import sparse
 
-from benches import descent_of
-from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
-from qhrtem.stages.annealing import WALKS, Walks, anneal
-from qhrtem.stages.descent import Descent
+from benches import descent_of, listed, trapped
+from qhrtem.stages.annealing import WALKS, anneal
 from slabs import Slab, slab
 
 
@@ -22,63 +15,8 @@ def island() -> Slab:
     return slab(radius=4.5)
 
 
-def listed(descent: Descent) -> tuple[list[tuple[int, ...]], NDArray[np.float64]]:
-    """Return every combination of options that no rule bars, and its cost."""
-    allowed = [np.flatnonzero(np.isfinite(b)).tolist() for b in descent.barred]
-    every = list(itertools.product(*allowed))
-    cost = np.empty(len(every))
-    here = descent.over(descent.model)
-    for i, chosen in enumerate(every):
-        here.adopt(np.array(chosen))
-        cost[i] = here.cost()
-    return every, cost
-
-
-def test_walks_see_the_costs_of_a_descent(island: Slab) -> None:
-    descent, _ = descent_of(island, 2000.0)
-    descent.run()
-    walks = Walks(descent, 3)
-    walks.sweep(np.full(3, 50.0), np.random.default_rng(0))
-    assert (walks.chosen != descent.chosen).any(1).all()
-    for k, chosen in enumerate(walks.chosen):
-        here = descent.over(descent.model)
-        here.adopt(chosen)
-        for n in range(len(chosen)):
-            assert np.allclose(walks.cost(n)[k], here.local_cost(n), rtol=1e-9, atol=1e-6)
-
-
-def test_a_walk_visits_states_as_often_as_they_are_likely(island: Slab) -> None:
-    descent, _ = descent_of(island, 60.0, 2)
-    every, cost = listed(descent)
-    temperature = 1.5
-    weight = np.exp(-0.5 * (cost - cost.min()) / temperature)
-    weight /= weight.sum()
-    walks, generator = Walks(descent, 200), np.random.default_rng(0)
-    seen: list[NDArray[np.int64]] = []
-    for number in range(60):
-        walks.sweep(np.full(200, temperature), generator)
-        if number >= 20:
-            seen.append(walks.chosen.copy())
-    table, found = np.array(every), np.concatenate(seen)
-    assert weight.max() < 0.9  # something is open
-    for n in range(2):
-        for s in range(len(descent.local[n].pick)):
-            assert (found[:, n] == s).mean() == pytest.approx(weight[table[:, n] == s].sum(), abs=0.02)
-
-
-def trapped(made: Descent, support: NeighbourStep) -> Descent:
-    """Return a descent in which three columns gain 6 if they move together, and pay for one or two alone."""
-    model = made.model
-    moves = [int(made.local[n].own[0]) for n in range(3)]
-    near = 40.0 * np.eye(len(model.h))
-    near[np.ix_(moves, moves)] = 6.0 * np.eye(3) - 4.0 * (1 - np.eye(3))
-    model = replace(model, h=np.zeros(len(model.h)), near=sparse.csr_array(near), reach=0 * model.reach)
-    flat = SurfaceEnergy(Neighbours(np.zeros((0, 2), dtype=np.int64)))
-    return Descent(made.columns, model, flat, support)
-
-
 def test_annealing_finds_what_only_three_columns_gain_together(island: Slab) -> None:
-    descent = trapped(*descent_of(island, 300.0, 3))
+    descent = trapped(*descent_of(island, 300.0, 3), alone=6.0)
     _, cost = listed(descent)
     assert cost.min() == pytest.approx(-6.0)
     descent.run()

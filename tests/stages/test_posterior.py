@@ -7,10 +7,11 @@ import itertools
 import numpy as np
 import pytest
 
-from benches import descent_of
+from benches import descent_of, trapped
 from qhrtem.stages.counts import LEAN, collective_moves
 from qhrtem.stages.descent import Descent
 from qhrtem.stages.posterior import sample
+from qhrtem.stages.walks import Walks
 from slabs import Slab, slab
 
 COLUMNS = 2  # few enough to list every combination
@@ -46,6 +47,19 @@ def test_marginals_are_those_of_every_combination(island: Slab) -> None:
     spread = spread - weight @ spread
     exact_variance = (weight[:, None] * spread**2).sum(0)
     assert np.allclose(np.diag(marginals.continuous), exact_variance, rtol=0.35, atol=1e-9)
+
+
+def test_states_that_no_step_of_one_column_joins_share_the_probability(island: Slab) -> None:
+    """Three columns that gain 6 together, behind a barrier of 30 that no cold walk crosses in its time."""
+    descent = trapped(*descent_of(island, 300.0, 3), alone=30.0)
+    marginals = sample(descent, 1.0, np.random.default_rng(0), 200, 1000)
+    moved = [found[[int(np.flatnonzero(p.pick[:, 0] * (p.pick.sum(1) == 1))[0])]].sum()
+             for found, p in zip(marginals.probability, descent.local, strict=True)]  # fmt: skip
+    assert np.allclose(moved, 1 / (1 + np.exp(-3.0)), atol=0.06)
+    cold = Walks(descent, 1)
+    for _ in range(200):
+        cold.sweep(np.ones(1), np.random.default_rng(0))
+    assert not cold.chosen.any()
 
 
 def test_a_bright_image_leaves_nothing_open(island: Slab) -> None:

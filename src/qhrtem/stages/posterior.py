@@ -1,9 +1,9 @@
 """What the image leaves open of the whole numbers, and what that adds to every other error bar.
 
 The move model gives the cost of any combination of column ends with everything continuous re-optimised.
-Gibbs sampling (Geman and Geman 1984) walks through the combinations that fit about equally well, so the
-probability of one column's counts takes account of its neighbours' and, through what the moves do to lens and
-positions, of every ambiguity that columns share.
+A walk goes through the combinations that fit about equally well, so the probability of one column's counts
+takes account of its neighbours' and, through what the moves do to lens and positions, of every ambiguity that
+columns share. States of many columns that no step of one joins are reached by way of hotter walks.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qhrtem.stages.descent import Descent
+from qhrtem.stages.walks import Walks
 
 Floats = NDArray[np.float64]
 BURN_IN, SWEEPS = 30, 150  # sweeps over all columns before and while probabilities are recorded
+LADDER, STEP = 16, 1.2  # walks, each so many times as hot as the one before; the first is recorded
 
 
 @dataclass(frozen=True)
@@ -34,26 +36,23 @@ def sample(
     burn_in: int = BURN_IN,
     sweeps: int = SWEEPS,
 ) -> Marginals:
-    """Return the marginals around the chosen options of a descent, which is left where the walk ends.
+    """Return the marginals around the chosen options of a descent.
 
     inflation: what costs are divided by, the model error. The probability of an option is the mean of its
     conditional probabilities along the walk, which varies less than its frequency (Gelfand and Smith 1990).
     """
     model = descent.model
     total = [np.zeros(len(o.first)) for o in model.options]
-    walk = np.zeros((sweeps, len(model.h)))
+    ends = np.zeros((sweeps, len(model.h)))
+    walks, temperature = Walks(descent, LADDER), inflation * np.power(STEP, np.arange(LADDER))
     for number in range(-burn_in, sweeps):
         for n in generator.permutation(len(model.options)):
-            cost = descent.local_cost(int(n)) / inflation
-            weight = np.exp(-0.5 * (cost - cost.min()))
-            weight /= weight.sum()
+            weight = walks.draw(int(n), temperature, generator)
             if number >= 0:
-                total[n] += weight
-            drawn = int(np.searchsorted(np.cumsum(weight), generator.random() * (1 - 1e-12)))
-            if drawn != descent.chosen[n]:
-                descent.choose(int(n), drawn)
+                total[n] += weight[0]
+        walks.exchange(temperature, number % 2 == 1, generator)
         if number >= 0:
-            walk[number] = descent.picked()
-    moved = np.stack([model.step(s) for s in walk])
+            ends[number] = model.picked(walks.chosen[0])
+    moved = np.stack([model.step(s) for s in ends])
     moved -= moved.mean(0)
     return Marginals([t / t.sum() for t in total], moved.T @ moved / sweeps)

@@ -1,0 +1,70 @@
+"""Walks over the end states of all columns under the move model, many side by side.
+
+Each step draws one column anew from what its options cost while the others stay (Gibbs sampling: Geman and
+Geman, IEEE Trans. PAMI 6, 721, 1984). Walks at several temperatures may change places.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qhrtem.stages.descent import Descent
+
+Floats = NDArray[np.float64]
+
+
+class Walks:
+    """K walks over the options of N columns, from where a descent stands; columns are drawn one by one."""
+
+    def __init__(self, descent: Descent, walks: int) -> None:
+        self.model, self.local, self.costs = descent.model, descent.local, descent.costs
+        self.column = np.array([o.column for o in descent.model.options], dtype=np.int64)
+        self.chosen = np.repeat(descent.chosen[None], walks, axis=0)  # (K, N)
+        self.field = np.repeat(descent.field[None], walks, axis=0)  # (K, M)
+        self.along = np.repeat(descent.along[None], walks, axis=0)  # (K, P)
+        self.depth = np.repeat(descent.depth[None], walks, axis=0)  # (K, C, 2) Å
+        self.climbed = np.zeros(walks)  # (K,) χ² units, cost of each walk over that of the start
+
+    def cost(self, n: int) -> Floats:
+        """Return the cost (K, S) of every option of column number n, the others as each walk has them."""
+        p, model = self.local[n], self.model
+        through = 2 * (self.along @ model.answer) @ model.reach[:, p.own]
+        slope = self.field[:, p.own] - through - 2 * p.pick[self.chosen[:, n]] @ p.coupling
+        cost = slope @ p.pick.T + p.square + self.costs.fixed[n, : len(p.pick)]
+        if len(p.near):
+            step = p.surface[None, :, None, :] - self.depth[:, p.near][:, None]
+            cost = cost + self.costs.energy.pair_cost(step, p.allowed[None, None, :, None]).sum((2, 3))
+        return np.asarray(cost)
+
+    def sweep(self, temperature: Floats, generator: np.random.Generator) -> None:
+        """Draw every column of every walk anew; temperature: (K,) what costs are divided by."""
+        for n in generator.permutation(len(self.local)):
+            self.draw(int(n), temperature, generator)
+
+    def draw(self, n: int, temperature: Floats, generator: np.random.Generator) -> Floats:
+        """Draw column number n of every walk anew; return the probabilities (K, S) it was drawn by."""
+        p, k, cost = self.local[n], np.arange(len(self.chosen)), self.cost(n)
+        weight = np.exp(-0.5 * (cost - cost.min(1, keepdims=True)) / temperature[:, None])
+        weight /= weight.sum(1, keepdims=True)
+        drawn = (weight.cumsum(1) < generator.random(len(k))[:, None] * (1 - 1e-12)).sum(1)
+        before = self.chosen[:, n]
+        change = p.pick[drawn] - p.pick[before]
+        if change.any():
+            self.field[:, p.beside] += 2 * change @ p.pulls
+            self.along += change @ self.model.reach[:, p.own].T
+        self.climbed += cost[k, drawn] - cost[k, before]
+        self.chosen[:, n] = drawn
+        self.depth[:, self.column[n]] = p.surface[drawn]
+        return np.asarray(weight)
+
+    def exchange(self, temperature: Floats, odd: bool, generator: np.random.Generator) -> None:
+        """Let neighbours on a ladder of temperatures (K,) change places, so that cold walks cross barriers.
+
+        Each keeps its Boltzmann distribution (Swendsen and Wang, Phys. Rev. Lett. 57, 2607, 1986).
+        """
+        for a in range(int(odd), len(self.chosen) - 1, 2):
+            gain = (self.climbed[a + 1] - self.climbed[a]) * (1 / temperature[a + 1] - 1 / temperature[a]) / 2
+            if np.log(generator.random()) < gain:
+                for rows in (self.chosen, self.field, self.along, self.depth, self.climbed):
+                    rows[[a, a + 1]] = rows[[a + 1, a]]
