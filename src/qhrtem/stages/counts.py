@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from qhrtem.model.microscope import INDEX, PARAMETERS
 from qhrtem.specimen.persistence import Persistence
 from qhrtem.specimen.rules import NeighbourStep, SurfaceEnergy
-from qhrtem.stages.annealing import anneal
 from qhrtem.stages.descent import Descent
 from qhrtem.stages.joint import apply_step, total_cost
 from qhrtem.stages.linearise import Quadratic, linearise, possible_moves
 from qhrtem.stages.move_model import MoveModel, profile
 from qhrtem.stages.objective import Bench, State
 from qhrtem.stages.terraces import settle
+from qhrtem.stages.walks import anneal
 
 Floats = NDArray[np.float64]
 TILTS = ("tilt_x", "tilt_y")
