@@ -48,8 +48,7 @@ def test_a_pair_costs_what_changing_both_costs(descent: Descent, held: bool, see
     """Also where the mistilt is held, and where the two share a step of the surface."""
     model = descent.model.held([1, 2], np.array([0.5, -0.3])) if held else descent.model
     here, rng = somewhere(descent.over(model), seed), np.random.default_rng(seed)
-    change = here.every_cost()
-    change = change - change[np.arange(len(change)), here.chosen][:, None]
+    change = here.every_change()
     for e in rng.choice(len(here.pairs.pairs), 3):
         i, j = here.pairs.pairs[e]
         both = here.pairs.together(np.array([e]), change[[i]], change[[j]], here.chosen)[0]
@@ -75,8 +74,7 @@ def test_no_pair_can_do_better_where_a_descent_ends(made: tuple[Descent, Neighbo
     stiff = SurfaceEnergy(neighbours, bond=40.0)
     here = Descent(descent.columns, descent.model, stiff, support)
     here.run()
-    change = here.every_cost()
-    change = change - change[np.arange(len(change)), here.chosen][:, None]
+    change = here.every_change()
     assert change.min() > -1e-6
     both = here.pairs.together(np.arange(len(here.pairs.pairs)), *_changes(here, change), here.chosen)
     assert both.min() > -1e-3

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 
-from benches import descent_of, trapped
+from benches import descent_of, listed, trapped
 from qhrtem.stages.counts import LEAN, collective_moves
 from qhrtem.stages.descent import Descent
 from qhrtem.stages.posterior import sample
@@ -23,17 +21,9 @@ def island() -> Slab:
 
 
 def test_marginals_are_those_of_every_combination(island: Slab) -> None:
-    descent, support = descent_of(island, 60.0, COLUMNS)
+    descent, _ = descent_of(island, 60.0, COLUMNS)
     model, inflation = descent.model, 1.5
-    every = list(itertools.product(*(range(len(o.first)) for o in model.options)))
-    cost = np.empty(len(every))
-    listed = Descent(island.columns, model, descent.surface, support)
-    for i, chosen in enumerate(every):
-        listed.adopt(np.array(chosen))
-        cost[i] = listed.cost()
-        # An option that the support rule bars is out of the question.
-        if any(np.isinf(listed.barred[n][s]) for n, s in enumerate(chosen)):
-            cost[i] = np.inf
+    every, cost = listed(descent)
     weight = np.exp(-0.5 * (cost - cost.min()) / inflation)
     weight /= weight.sum()
     marginals = sample(descent, inflation, np.random.default_rng(0), 50, 1500)
@@ -53,12 +43,12 @@ def test_states_that_no_step_of_one_column_joins_share_the_probability(island: S
     """Three columns that gain 6 together, behind a barrier of 30 that no cold walk crosses in its time."""
     descent = trapped(*descent_of(island, 300.0, 3), alone=30.0)
     marginals = sample(descent, 1.0, np.random.default_rng(0), 200, 1000)
-    moved = [found[[int(np.flatnonzero(p.pick[:, 0] * (p.pick.sum(1) == 1))[0])]].sum()
-             for found, p in zip(marginals.probability, descent.local, strict=True)]  # fmt: skip
+    alone = [int(np.flatnonzero((p.pick[:, 0] == 1) & (p.pick.sum(1) == 1))[0]) for p in descent.local]
+    moved = [found[s] for found, s in zip(marginals.probability, alone, strict=True)]
     assert np.allclose(moved, 1 / (1 + np.exp(-3.0)), atol=0.06)
-    cold = Walks(descent, 1)
+    cold, generator = Walks(descent, 1), np.random.default_rng(0)
     for _ in range(200):
-        cold.sweep(np.ones(1), np.random.default_rng(0))
+        cold.sweep(np.ones(1), generator)
     assert not cold.chosen.any()
 
 

@@ -121,10 +121,14 @@ class Descent:
         through = 2 * (self.model.answer @ self.along) @ self.model.reach
         return self.costs.all(self.field - through, self.chosen, self.depth)
 
+    def every_change(self) -> Floats:
+        """Return what every option (N, S) would change of the cost, others as chosen; infinite for none."""
+        cost = self.every_cost()
+        return np.asarray(cost - cost[np.arange(len(cost)), self.chosen][:, None])
+
     def sweep(self) -> float:
         """Let every column that has a better option take its best, the most eager first; return the gain."""
-        cost, n = self.every_cost(), np.arange(len(self.chosen))
-        promise = cost.min(1) - cost[n, self.chosen]
+        promise = self.every_change().min(1, initial=0.0)
         gain = 0.0
         for n in np.argsort(promise, kind="stable"):
             if promise[n] > -1e-9:
@@ -139,8 +143,7 @@ class Descent:
     def pair_sweep(self) -> float:
         """Let neighbouring columns change together where it pays; return the gain."""
         pairs, every = self.pairs.pairs, np.arange(len(self.pairs.pairs))
-        cost = self.every_cost()
-        change = cost - cost[np.arange(len(cost)), self.chosen][:, None]
+        change = self.every_change()
         both = self.pairs.together(every, change[pairs[:, 0]], change[pairs[:, 1]], self.chosen)
         promise = both.min((1, 2), initial=0.0)
         gain = 0.0

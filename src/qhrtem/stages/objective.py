@@ -167,16 +167,11 @@ class Bench:
 
     def image(self, state: State) -> Tensor:
         """Return the full (first) image of a state; lens changes alone reuse the exit wave."""
-        key = self._wave_of(state)
+        key = _wave_of(state.columns, state.microscope)
         if self._key != key or self._spectrum is None:
             self._spectrum = self.model.exit_spectrum(state.columns, state.microscope)
             self._key, self._held = key, state.columns
         return self.model.image_of(*self._spectrum, state.microscope) + state.diffuse
-
-    def _wave_of(self, state: State) -> object:
-        """Return what the exit wave of a state depends on."""
-        m = state.microscope
-        return (id(state.columns), m["tilt_x"], m["tilt_y"], m["b_scale"], m["absorption"])
 
     def images(self, state: State) -> list[Tensor]:
         """Return what every image of a state should show, the first first."""
@@ -217,7 +212,7 @@ class Bench:
         images = []
         for x in (up, down):
             m = state.microscope.with_vector([i], np.array([x]))
-            same = self._wave_of(replace(state, microscope=m)) == self._key
+            same = _wave_of(state.columns, m) == self._key
             wave = self._spectrum if same else None
             images.append(self.model.image_of(*(wave or self.model.exit_spectrum(state.columns, m)), m))
         return (images[0] - images[1]) * (p.step / (up - down))
@@ -238,6 +233,11 @@ class Bench:
         response = window.respond(c, changes)
         self._responses[c] = _Kept(ends, {x: k for k, x in enumerate(changes)}, response)
         return response
+
+
+def _wave_of(columns: ColumnModel, m: Microscope) -> object:
+    """Return what an exit wave depends on."""
+    return (id(columns), m["tilt_x"], m["tilt_y"], m["b_scale"], m["absorption"])
 
 
 def white_noise(bench: Bench, seed: int) -> Tensor:

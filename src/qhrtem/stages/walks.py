@@ -90,7 +90,7 @@ def anneal(descent: Descent, generator: np.random.Generator) -> Descent:
         for _ in range(SWEEPS):
             walks.sweep(np.maximum(hot / 2**stage, 1.0), generator)
     best, lowest = descent, descent.cost() - LEAST_GAIN
-    for chosen in walks.chosen:
+    for chosen in np.unique(walks.chosen, axis=0):
         cold = descent.over(descent.model)
         cold.adopt(chosen)
         cold.run()
