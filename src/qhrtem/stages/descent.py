@@ -99,11 +99,8 @@ class Descent:
         """Return the cost of every option of column number n of the options, others as chosen."""
         p = self.local[n]
         through = 2 * (self.model.answer @ self.along) @ self.model.reach[:, p.own]
-        slope = self.field[p.own] - through - 2 * p.coupling @ p.pick[self.chosen[n]]
-        cost = p.pick @ slope + p.square
-        if len(p.near):
-            step = p.surface[:, None, :] - self.depth[p.near][None]
-            cost = cost + self.surface.pair_cost(step, p.allowed[None, :, None]).sum((1, 2))
+        slope = self.field[p.own] - through
+        cost = p.cost(slope, self.chosen[n], self.depth[p.near], self.surface)
         return np.asarray(cost + self.barred[n] + self.known[n])
 
     def choose(self, n: int, option: int) -> None:

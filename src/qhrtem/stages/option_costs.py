@@ -40,6 +40,18 @@ class ColumnOptions:
         coupling = self.direct - reach.T @ model.answer @ reach
         return replace(self, coupling=coupling, square=((self.pick @ coupling) * self.pick).sum(1))
 
+    def cost(self, slope: Floats, chosen: Ints | int, depth: Floats, energy: SurfaceEnergy) -> Floats:
+        """Return the cost (..., S) of every option, the others as chosen, without what never changes.
+
+        slope: (..., m) derivative of the cost by each of its moves, without its own square, where `chosen`
+        (...) is its option; depth: (..., k, 2) Å, surfaces of its neighbours.
+        """
+        cost = (slope - 2 * self.pick[chosen] @ self.coupling) @ self.pick.T + self.square
+        if len(self.near):
+            step = self.surface[:, None, :] - depth[..., None, :, :]
+            cost = cost + energy.pair_cost(step, self.allowed[:, None]).sum((-2, -1))
+        return np.asarray(cost)
+
 
 @dataclass(frozen=True)
 class OptionCosts:

@@ -36,12 +36,9 @@ class Walks:
         """Return the cost (K, S) of every option of column number n, the others as each walk has them."""
         p, model = self.local[n], self.model
         through = 2 * (self.along @ model.answer) @ model.reach[:, p.own]
-        slope = self.field[:, p.own] - through - 2 * p.pick[self.chosen[:, n]] @ p.coupling
-        cost = slope @ p.pick.T + p.square + self.costs.fixed[n, : len(p.pick)]
-        if len(p.near):
-            step = p.surface[None, :, None, :] - self.depth[:, p.near][:, None]
-            cost = cost + self.costs.energy.pair_cost(step, p.allowed[None, None, :, None]).sum((2, 3))
-        return np.asarray(cost)
+        slope = self.field[:, p.own] - through
+        cost = p.cost(slope, self.chosen[:, n], self.depth[:, p.near], self.costs.energy)
+        return np.asarray(cost + self.costs.fixed[n, : len(p.pick)])
 
     def sweep(self, temperature: Floats, generator: np.random.Generator) -> None:
         """Draw every column of every walk anew; temperature: (K,) what costs are divided by."""
