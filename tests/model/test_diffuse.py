@@ -152,3 +152,14 @@ def test_an_extended_source_loses_no_electron(island: Slab) -> None:
     assert missing > 1e-4
     assert abs(float((full - sharp).mean())) < 0.05 * missing
     assert float((full - sharp).std()) < 0.8 * float((full - without).std())
+
+
+def test_a_wave_does_not_depend_on_how_slices_are_grouped(
+    island: Slab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move = np.random.default_rng(5).normal(0, 0.05, (len(island.columns.atoms().z), 2))
+    waves = []
+    for at_once in (1, 2**15, 2**30):
+        monkeypatch.setattr("qhrtem.model.diffuse.AT_ONCE", at_once)
+        waves.append(RigidModel(island.model, island.columns, island.microscope).spectrum(move))
+    assert torch.equal(waves[0], waves[1]) and torch.equal(waves[0], waves[2])

@@ -17,12 +17,12 @@ KINDS = ("Ti",) * len(PLACES)
 
 def column(found: Match) -> float:
     """Error by column where a perfect model leaves white noise."""
-    return column_error(found, PIXEL_A, match(noise(77)))
+    return column_error(found, PIXEL_A, [match(noise(77))])
 
 
 def common(found: Match, place: NDArray[np.float64] = PLACES, kind: tuple[str, ...] = KINDS) -> float:
-    """Error in common where a perfect model leaves white noise: the mean over several draws."""
-    return float(np.mean([common_error(found, PIXEL_A, place, kind, match(noise(s))) for s in range(80, 90)]))
+    """Error in common where a perfect model leaves white noise, by the mean of several draws."""
+    return common_error(found, PIXEL_A, place, kind, [match(noise(s)) for s in range(80, 90)])
 
 
 def match(residual: NDArray[np.float64]) -> Match:
@@ -51,9 +51,9 @@ def test_noise_that_a_fit_has_followed_is_judged_by_fitted_noise() -> None:
     broad = [ndimage.gaussian_filter(noise(s), 5) for s in (1, 2)]
     left = [match(noise(s) - ndimage.gaussian_filter(noise(s), 5)) for s in (1, 2)]
     assert column_power(left[0], PIXEL_A) < 0.8 * column_power(match(noise(1)), PIXEL_A)
-    assert column_error(left[0], PIXEL_A, left[1]) == pytest.approx(1.0, abs=0.1)
+    assert column_error(left[0], PIXEL_A, [left[1]]) == pytest.approx(1.0, abs=0.1)
     wrong = match(noise(1) - broad[0] + 0.3 * broad[1] / broad[1].std())
-    assert column_error(wrong, PIXEL_A, left[1]) > 1.3 * column(wrong)
+    assert column_error(wrong, PIXEL_A, [left[1]]) > 1.3 * column(wrong)
 
 
 def test_misfit_on_the_scale_of_a_column_counts() -> None:
@@ -83,7 +83,7 @@ def test_the_same_small_residual_at_every_column_counts_more_than_it_does_once()
 
 
 def test_too_few_columns_or_too_small_a_crystal_give_no_estimate() -> None:
-    assert column_error(match(np.full((8, 8), 9.0)), PIXEL_A, match(noise(0)[:8, :8])) == 1.0
+    assert column_error(match(np.full((8, 8), 9.0)), PIXEL_A, [match(noise(0)[:8, :8])]) == 1.0
     image = match(np.full((220, 220), 0.3))
     assert common(image, PLACES[:3], KINDS[:3]) == 1.0
     assert common(image, PLACES - 40.0) > 1  # those at the rim are left out

@@ -49,7 +49,7 @@ def twin_of(island: Slab, rivals: tuple[Rival, ...] = (), free: list[int] = FREE
     neighbours = Neighbours.within(island.columns, 2.8)
     rules = SurfaceEnergy(neighbours), NeighbourStep(neighbours, 6.0)
     state = State(island.columns, island.microscope)
-    refined = refine(bench, state, free, everything, 2, probe=white_noise(bench, 0))
+    refined = refine(bench, state, free, everything, 2, probe=white_noise(bench, 0, 2))
     final = count_round(bench, refined.state, free, everything, everything, *rules, {})
     evidence = Evidence(free, refined, final, *rules, {"neighbour step": 3}, rivals)
     shape = island.model.field.image_shape

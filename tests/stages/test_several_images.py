@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -230,10 +231,11 @@ def test_thermal_correction_is_each_images_own(island: Slab) -> None:
 
 def test_white_noise_of_the_first_image_is_that_of_one(island: Slab) -> None:
     bench = bench_of_series(island, island.columns, [island.microscope] * 3)
-    noise = white_noise(bench, 4)
-    assert noise.shape == (3, *island.model.field.image_grid.shape)
-    assert torch.equal(noise[0], white_noise(bench_of(island), 4)[0])
-    assert abs(float((noise[0] * noise[1]).mean())) < 0.03
+    noise = white_noise(bench, 4, 2)
+    assert noise.shape == (2, 3, *island.model.field.image_grid.shape)
+    assert torch.equal(noise[0, 0], white_noise(bench_of(island), 4, 1)[0, 0])
+    for other in (noise[0, 1], noise[1, 0]):
+        assert abs(float((noise[0, 0] * other).mean())) < 0.03
 
 
 def test_what_all_images_lack_alike_does_not_average_away() -> None:
@@ -246,16 +248,16 @@ def test_what_all_images_lack_alike_does_not_average_away() -> None:
         measured = (error + 0.1 * rng.normal(size=shape)).astype(np.float32)
         return Match(measured, np.zeros(shape, np.float32), sigma, every, every)
 
-    def power(m: Match, perfect: Match) -> float:
+    def power(m: Match, perfect: Sequence[Match] = ()) -> float:
         return float((((m.measured - m.simulated) / m.sigma) ** 2).mean())
 
     wrong = 0.1 * rng.normal(size=shape)
     common = [match(wrong) for _ in range(4)]
     apart = [match(0.1 * rng.normal(size=shape)) for _ in range(4)]
-    assert power(pooled(common), common[0]) == pytest.approx(5, rel=0.15)
-    assert of_images(power, common, common) == pytest.approx(5, rel=0.15)
-    assert of_images(power, apart, apart) == pytest.approx(2, rel=0.15)
-    assert of_images(power, common[:1], common[:1]) == power(common[0], common[0])
+    assert power(pooled(common)) == pytest.approx(5, rel=0.15)
+    assert of_images(power, common, [common, apart]) == pytest.approx(5, rel=0.15)
+    assert of_images(power, apart, [apart]) == pytest.approx(2, rel=0.15)
+    assert of_images(power, common[:1], [common[:1]]) == power(common[0])
 
 
 def test_a_bench_of_one_image_is_what_it_was(island: Slab) -> None:

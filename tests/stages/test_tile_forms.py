@@ -62,7 +62,7 @@ def test_what_settles_and_what_ends_comes_back(island: Slab, job: Job) -> None:
     neighbours = Neighbours.within(island.columns, 2.8)
     rules = SurfaceEnergy(neighbours), NeighbourStep(neighbours, 6.0)
     state = State(island.columns, island.microscope, torch.full(bench.misfit.measured.shape, 1e-3))
-    refined = refine(bench, state, FREE, everything, 1, probe=white_noise(bench, 7))
+    refined = refine(bench, state, FREE, everything, 1, probe=white_noise(bench, 7, 2))
     final = count_round(bench, refined.state, FREE, everything, everything, *rules, {})
     rivals = (Rival("thicker", 3.0, island.columns.element_counts() + 1), Rival("elsewhere", 9.0))
     evidence = Evidence(FREE, refined, final, *rules, {"neighbour step": 3}, rivals)

@@ -31,6 +31,7 @@ from qhrtem.specimen.columns import AtomList, ColumnModel
 
 Floats = NDArray[np.float64]
 PHONON_PIXEL_A = 0.06  # coarsest sampling of waves through rigid atoms
+AT_ONCE = 2**20  # pixels of transmission functions; arrays of more are slower to get than to fill
 SPREAD_A = 1.0  # blur of the background that the source makes of beams at high angles
 
 
@@ -83,6 +84,7 @@ class RigidModel:
         low, high = int(self.atoms.slice.min()), int(self.atoms.slice.max())
         self.slices = high - low + 1
         device = self.grid.device
+        self._group = max(AT_ONCE // (self.grid.shape[0] * self.grid.shape[1]), 1)
         self._owner = torch.as_tensor(self.atoms.slice - low, device=device)
         self._species = torch.as_tensor(self.atoms.species, device=device)
         self._weight = torch.ones(len(self.atoms.z), dtype=torch.float64, device=device)
@@ -99,9 +101,16 @@ class RigidModel:
     def spectrum(self, displacement: Floats) -> Tensor:
         """Return the exit-wave spectrum with atoms moved by (N, 2) y, x in Å."""
         position = torch.as_tensor(self.atoms.position + displacement, device=self.grid.device)
-        phases = self.kernels.phases(position, self._owner, self._species, self._weight, self.slices)
-        gratings = band_limited(transmission(phases).to(self.grid.complex_dtype), self.grid)
-        return fft2(exit_wave(gratings, range(self.slices), self._step))
+        wave: Tensor | None = None
+        for first in range(0, self.slices, self._group):
+            number = min(self._group, self.slices - first)
+            mine = (self._owner >= first) & (self._owner < first + number)
+            atoms = position[mine], self._owner[mine] - first, self._species[mine], self._weight[mine]
+            phases = self.kernels.phases(*atoms, number)
+            gratings = band_limited(transmission(phases).to(self.grid.complex_dtype), self.grid)
+            wave = exit_wave(gratings, range(number), self._step, wave)
+        assert wave is not None
+        return fft2(wave)
 
     def sharp(self, displacement: Floats) -> Tensor:
         """Return the intensity on the wave grid with atoms moved by (N, 2) y, x in Å."""

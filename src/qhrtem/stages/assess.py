@@ -75,8 +75,7 @@ def assess(
     field = bench.model.field
     images = zip(bench.misfits, bench.images(state), strict=True)
     matches = [match_of(misfit, field, field.crop(image), lattice.crystal) for misfit, image in images]
-    noise = white_noise(bench, seed)
-    perfect = fitted_noise(bench, evidence.refined, noise, lattice.crystal)
+    perfect = fitted_noise(bench, evidence.refined, seed, lattice.crystal)
     place = start.field.to_detector(state.columns.group_position()[keep, 0])
     kind = tuple(state.columns.kind_of(int(c)).name for c in keep)
     pixel = lattice.pixel_size_A
@@ -135,24 +134,23 @@ def match_of(misfit: Misfit, field: Field, image: torch.Tensor, crystal: NDArray
     )
 
 
-def fitted_noise(
-    bench: Bench, refined: Refined, probe: torch.Tensor, crystal: NDArray[np.bool_]
-) -> list[Match]:
-    """Return each fitted image with white noise in place of what was measured, and the fit to that.
+def fitted_noise(bench: Bench, refined: Refined, seed: int, crystal: NDArray[np.bool_]) -> list[list[Match]]:
+    """Return every fitted image with white noise in place of what was measured, and the fit to that.
 
-    probe: (N, rows, cols) the noise of the images (image grid) in units of its standard deviation, for which
-    the fit was linearised.
+    For each draw of the noise, whose seed is given, for which the fit was linearised.
     """
-    field = bench.model.field
-    assert refined.quadratic.probe is not None
-    images = bench.images(refined.state)
-    followed = apply_step(
-        refined.state, refined.quadratic, Factor(refined.precision).solve(refined.quadratic.probe)
-    )
+    state, quadratic, field = refined.state, refined.quadratic, bench.model.field
+    assert quadratic.probe is not None
+    images = bench.images(state)
+    steps = Factor(refined.precision).solve(quadratic.probe).T
     out = []
-    for misfit, image, noise, after in zip(bench.misfits, images, probe, bench.images(followed), strict=True):
-        noisy = replace(misfit, measured=image + noise * torch.sqrt(misfit.variance(image)))
-        out.append(match_of(noisy, field, field.crop(after), crystal))
+    for noise, step in zip(white_noise(bench, seed, len(steps)), steps, strict=True):
+        after = bench.images(apply_step(state, quadratic, step))
+        noisy = [
+            replace(m, measured=image + n * torch.sqrt(m.variance(image)))
+            for m, image, n in zip(bench.misfits, images, noise, strict=True)
+        ]
+        out.append([match_of(m, field, field.crop(a), crystal) for m, a in zip(noisy, after, strict=True)])
     return out
 
 

@@ -251,7 +251,7 @@ def _settled(
     seen = eligible(start)
     state, changed = outline_round(bench, state, free_lens(state, EARLY), [], seen, neighbours)
     tell("surfaces", bench.chi2(state), f"{changed} rim columns changed")
-    probe = white_noise(bench, seed)
+    probe = white_noise(bench, seed, 1)  # a draw takes as long as an image, and the next frame has its own
     near = _near(bench.model.field, state)
     moving, decided = near, frozenset[int]()
     for number in range(MOST_ROUNDS):

@@ -48,7 +48,7 @@ class Quadratic:
     moves: list[EndMove]  # (M,)
     matrix: Bordered  # (P+T+M, P+T+M), the imaging parameters in its corner
     gradient: Floats  # (P+T+M,)
-    probe: Floats | None = None  # (P+T+M,) the gradient were the residual a given white noise
+    probe: Floats | None = None  # (P+T+M, D) the gradient were the residual one of D draws of white noise
 
     @property
     def continuous(self) -> int:
@@ -101,13 +101,13 @@ def linearise(
     """Return the quadratic model around a state.
 
     imaging: numbers of imaging parameters (`microscope.numbered`); positions: columns whose element groups
-    may shift; moving: the end moves to try, by column; tick: told the finished fraction; probe: (N, rows,
-    cols) residual of each image in units of its noise for which the gradient is wanted as well.
+    may shift; moving: the end moves to try, by column; tick: told the finished fraction; probe: (D, N,
+    rows, cols) residuals of all images in units of their noise for which the gradient is wanted as well.
     """
     asked = _asked(state.columns, positions, moving)
     p, views = len(imaging), state.views()
     matrix: Bordered | None = None
-    gradients = np.zeros((1 if probe is None else 2, p + len(asked.tangents) + len(asked.moves)))
+    gradients = np.zeros((1 if probe is None else 1 + len(probe), p + len(asked.tangents) + len(asked.moves)))
     for n, (view, misfit) in enumerate(zip(views, bench.misfits, strict=True)):
         places = acting_on(imaging, n)
         own = [imaging[a] % len(PARAMETERS) for a in places]
@@ -116,13 +116,13 @@ def linearise(
             tick((n + fraction) / len(views))
 
         part, pulled = _of_image(
-            bench, misfit, view, own, asked, finished, None if probe is None else probe[n]
+            bench, misfit, view, own, asked, finished, None if probe is None else probe[:, n]
         )
         part = part.among(places, p)
         matrix = part if matrix is None else matrix.plus(part)
         gradients[:, [*places, *range(p, gradients.shape[1])]] += pulled
     assert matrix is not None
-    probed = None if probe is None else gradients[1]
+    probed = None if probe is None else gradients[1:].T.copy()
     return Quadratic(list(imaging), asked.tangents, asked.moves, matrix, gradients[0], probed)
 
 
@@ -168,12 +168,13 @@ def _of_image(
     tick: Callable[[float], None],
     probe: torch.Tensor | None,
 ) -> tuple[Bordered, Floats]:
-    """Return normal matrix and gradients (1 or 2, unknowns) of one image; state: as it alone has it."""
+    """Return normal matrix and gradients (1 + D, unknowns) of one image; state: as it alone has it."""
     window = WindowModel(bench.model, state.columns, state.microscope)
     image = window.image() + state.diffuse
     weight = misfit.weight(image).numpy()
     residual = (misfit.measured - image).numpy() * weight
-    pulls = [residual] if probe is None else [residual, probe.numpy() * np.sqrt(weight)]
+    noise = () if probe is None else probe.numpy() * np.sqrt(weight)
+    pulls = np.stack([residual, *noise])
     blocks: list[tuple[NDArray[np.int64], Response]] = []
     # Columns are independent; threads overlap because the transforms release the interpreter lock.
     with torch.inference_mode(), ThreadPoolExecutor(bench.workers) as pool:
@@ -181,7 +182,7 @@ def _of_image(
             blocks.append((asked.tasks[n][1], response))
             tick((n + 1) / len(asked.tasks))
     jacobian = bench.global_jacobian(state, imaging)
-    return _assemble(jacobian, blocks, weight, np.stack(pulls), len(asked.tangents), len(asked.moves))
+    return _assemble(jacobian, blocks, weight, pulls, len(asked.tangents), len(asked.moves))
 
 
 def present_groups(columns: ColumnModel, c: int) -> list[int]:

@@ -7,7 +7,7 @@ average it away, and it biases what all columns share: lens, mistilt, Debye–Wa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,36 +27,41 @@ def normalised_residual(match: Match) -> Floats:
     return np.where(where, (match.measured - match.simulated) / match.sigma, 0.0).astype(float)
 
 
-def column_error(match: Match, pixel: float, perfect: Match) -> float:
+def column_error(match: Match, pixel: float, perfect: Sequence[Match]) -> float:
     """Return how much larger the column-scale residual of the crystal is than noise alone makes it (>= 1).
 
-    perfect: noise alone, fitted in the same way. Positions and lens follow the noise of what they are fitted
-    to, so a perfect model leaves less than white noise holds: a quarter less on the scale of a column.
+    perfect: draws of noise alone, fitted in the same way. Positions and lens follow the noise of what they
+    are fitted to, so a perfect model leaves less than white noise holds: a quarter less on the scale of a
+    column.
     """
-    return _larger(column_power(match, pixel), column_power(perfect, pixel))
+    return _larger(column_power(match, pixel), [column_power(p, pixel) for p in perfect])
 
 
 def common_error(
-    match: Match, pixel: float, position: Floats, kind: tuple[str, ...], perfect: Match
+    match: Match, pixel: float, position: Floats, kind: tuple[str, ...], perfect: Sequence[Match]
 ) -> float:
     """Return how much larger the mean residual around columns of one kind is than noise makes it (>= 1).
 
     position: (C, 2) row, col in pixels of the columns; kind: (C,) their names; perfect: as for
-    `column_error`.
+    `column_error`; one draw alone says little, since a mean residual is small.
     """
-    return _larger(common_power(match, pixel, position, kind), common_power(perfect, pixel, position, kind))
+    every = [common_power(p, pixel, position, kind) for p in perfect]
+    return _larger(common_power(match, pixel, position, kind), every)
 
 
-def of_images(measure: Callable[[Match, Match], float], matches: list[Match], perfect: list[Match]) -> float:
+def of_images(
+    measure: Callable[[Match, Sequence[Match]], float], matches: list[Match], perfect: list[list[Match]]
+) -> float:
     """Return the model error of images of one area that are fitted together (>= 1).
 
-    measure: the model error of a match, given what noise alone leaves. What a wrong model leaves in each
+    measure: the model error of a match, given what noise alone leaves; perfect: that, every image of each
+    draw. What a wrong model leaves in each
     image does not average away where it is the same in all: then it is the mean residual that shows it.
     """
-    each = [measure(m, p) for m, p in zip(matches, perfect, strict=True)]
+    each = [measure(m, p) for m, p in zip(matches, zip(*perfect, strict=True), strict=True)]
     if len(each) == 1:
         return each[0]
-    return max(float(np.mean(each)), measure(pooled(matches), pooled(perfect)))
+    return max(float(np.mean(each)), measure(pooled(matches), [pooled(p) for p in perfect]))
 
 
 def pooled(matches: list[Match]) -> Match:
@@ -67,9 +72,10 @@ def pooled(matches: list[Match]) -> Match:
     return Match(measured, np.zeros_like(measured), np.ones_like(measured), used, matches[0].crystal)
 
 
-def _larger(found: float, perfect: float) -> float:
-    """Return a ratio that is one where nothing could be measured, and never less."""
-    return max(1.0, found / perfect) if perfect > 0 and np.isfinite(found / perfect) else 1.0
+def _larger(found: float, perfect: list[float]) -> float:
+    """Return how much larger than the mean; one where nothing could be measured, and never less."""
+    usual = float(np.mean(perfect))
+    return max(1.0, found / usual) if usual > 0 and np.isfinite(found / usual) else 1.0
 
 
 def column_power(match: Match, pixel: float) -> float:

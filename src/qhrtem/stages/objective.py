@@ -240,10 +240,13 @@ def _wave_of(columns: ColumnModel, m: Microscope) -> object:
     return (id(columns), m["tilt_x"], m["tilt_y"], m["b_scale"], m["absorption"])
 
 
-def white_noise(bench: Bench, seed: int) -> Tensor:
-    """Return unit white noise (N, rows, cols) on the grid of all N images, to learn what a fit does to it."""
+def white_noise(bench: Bench, seed: int, draws: int) -> Tensor:
+    """Return draws of unit white noise (D, N, rows, cols) on the grid of all N images.
+
+    To learn what a fit does to it.
+    """
     generator = torch.Generator().manual_seed(seed % 2**63)
-    return torch.randn((len(bench.misfits), *bench.misfit.measured.shape), generator=generator)
+    return torch.randn((draws, len(bench.misfits), *bench.misfit.measured.shape), generator=generator)
 
 
 def threads_here() -> int:

@@ -43,6 +43,7 @@ LENS = (
 SHIFT = ("shift_x", "shift_y")  # of a further image against the first, which says where positions count from
 EARLY_ROUNDS = 2
 SETTLED_ROUNDS = 4  # from here on the outline stays and only undecided columns are looked at
+NOISE_DRAWS = 8  # of white noise, whose mean says what a perfect model would leave
 PHONON_PAIRS = (3, 6, 8)  # frozen-phonon pairs of the first, middle and last thermal correction
 COUNT_ROUNDS = 10
 USUAL_ROUNDS = 7  # for the estimate of the time left
@@ -163,7 +164,7 @@ class Rounds:
         def note(state: State, cost: float) -> None:
             self.log("joint", self.bench.chi2(state))
 
-        probe = white_noise(self.bench, self.seed)
+        probe = white_noise(self.bench, self.seed, NOISE_DRAWS)
         refined = refine(self.bench, state, lens, state.occupied(), 2, report=note, probe=probe)
         state, every = refined.state, refined.state.occupied()
         final = count_round(self.bench, state, lens, every, every, surface, self.support, self.rejected)
