@@ -2,8 +2,8 @@
 
     python benchmarks/sweep.py [--folder FOLDER [--reuse]] [--only NAME …] [--out FILE]
 
-A wedge of BaTiO3 along [110] in a field of 1.8 nm, one quantity varied at a time; thermal motion by frozen
-phonons. The last lines make the image with other scattering factors (abTEM's of Kirkland) or without phonons.
+A wedge of BaTiO3 along [110] in a field of 1.8 nm, one quantity varied at a time; thermal motion by 32
+frozen phonons. The last lines make the image with other scattering factors (abTEM's of Kirkland) or without phonons.
 Columns are scored 2.5 Å inside the image. "Said": what the run says of its counts by itself, the mean claimed
 probability that all counts of a column are exact.
 """
@@ -69,7 +69,7 @@ def tables(point: Point, image: Path) -> dict[str, Any]:
         "thickness_nm": THICKNESS,
         "rotation_deg": 4.0,
         "dose_e_per_A2": DOSE,
-        "phonon_configurations": 12,
+        "phonon_configurations": 32,
         "seed": 5,
         "c1_nm": 5.0,
         "a1_nm": [0.6, -0.4],
