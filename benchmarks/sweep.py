@@ -3,9 +3,9 @@
     python benchmarks/sweep.py [--folder FOLDER [--reuse]] [--only NAME …] [--out FILE]
 
 A wedge of BaTiO3 along [110] in a field of 1.8 nm, one quantity varied at a time; thermal motion by 32
-frozen phonons. The last lines make the image with other scattering factors (abTEM's of Kirkland) or without phonons.
-Columns are scored 2.5 Å inside the image. "Said": what the run says of its counts by itself, the mean claimed
-probability that all counts of a column are exact.
+frozen phonons. The last lines make the image with other scattering factors (abTEM's of Kirkland) or without
+phonons. Columns are scored 2.5 Å inside the image. "Said": what the run says of its counts by itself, the
+mean claimed probability that all counts of a column are exact.
 """
 
 from __future__ import annotations
