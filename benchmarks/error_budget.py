@@ -4,11 +4,12 @@
 
 RUN is a finished run folder. At its fitted structure and lens the image is computed twice, with and without
 each approximation; the differences, less their mean, are given as rms over the crystal in per cent of the
-vacuum intensity, with their means. "Columns lost": of those well inside, how many change their counts when
-the fitted image with this error, without noise, is fitted from the fitted structure on; counts that an error
-moves only together with noise are not in it. With --answer (the noise-free image of a phantom) what is left
-of it stands below. Phantoms share some of these approximations with nobody: few frozen phonons and few focus
-nodes.
+vacuum intensity, with their means. "Lens": the two imaging parameters that the error moves farthest, in
+standard deviations as claimed, to first order and everything else following. "Columns lost": of those well
+inside, how many change their counts when the fitted image with this error, without noise, is fitted from the
+fitted structure on; counts that an error moves only together with noise are not in it. With --answer (the
+noise-free image of a phantom) what is left of it stands below. Phantoms share some of these approximations
+with nobody: few frozen phonons and few focus nodes.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ from torch import Tensor
 from qhrtem.io.twin import read_twin
 from qhrtem.model.diffuse import RigidModel, displacement_pairs, frozen_phonon_image
 from qhrtem.model.forward import Field, ForwardModel
-from qhrtem.model.microscope import Microscope
+from qhrtem.model.microscope import Microscope, parameter
 from qhrtem.physics.coherence import full_intensity, gauss_hermite
 from qhrtem.run.process import prepare
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
+from qhrtem.stages.bordered import Factor
 from qhrtem.stages.counts import count_round
+from qhrtem.stages.joint import GROUP_SIGMA_A, IDEAL_SIGMA_A
+from qhrtem.stages.linearise import linearise, prior_normal
 from qhrtem.stages.objective import Bench, State
 from qhrtem.stages.structure import LENS, STEEPEST_A, free_lens, neighbour_radius, terrace_radius
 
@@ -124,6 +128,24 @@ def lost(bench: Bench, state: State, error: Tensor, inside: np.ndarray) -> int:
     return int((now.columns.element_counts() != before).any(1)[inside].sum())
 
 
+def moved(bench: Bench, state: State, errors: list[Tensor], claimed: dict[str, float]) -> list[str]:
+    """Return what each error of the image does to the lens; claimed: σ of the parameters, by key."""
+    lens = free_lens(state, LENS)
+    noise = torch.sqrt(bench.misfit.variance(bench.image(state)))
+    probe = torch.stack([e / noise for e in errors])[:, None].float()
+    quadratic = linearise(bench, state, lens, state.occupied(), {}, probe=probe)
+    assert quadratic.probe is not None
+    prior, _ = prior_normal(state, quadratic, IDEAL_SIGMA_A, GROUP_SIGMA_A)
+    step = Factor(quadratic.matrix.plus(prior)).solve(quadratic.probe)[: len(lens)].T
+    every = [parameter(i) for i in lens]
+    sigma = np.array([claimed[p.key] / (p.step * p.factor) for p in every])
+    out = []
+    for shift in step / sigma:
+        far = np.argsort(-np.abs(shift))[:2]
+        out.append(", ".join(f"{every[n].name} {shift[n]:+.1f}" for n in far))
+    return out
+
+
 def rms(image: Tensor, field: Field, where: np.ndarray) -> tuple[float, float]:
     """Return rms about the mean and mean over the crystal, per cent."""
     v = field.crop(image).numpy()[where].astype(float) * 100
@@ -139,7 +161,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     a = parser.parse_args()
     prepare()
-    lines = ["| source | rms (%) | mean (%) | columns lost |", "| --- | --- | --- | --- |"]
+    lines = ["| source | rms (%) | mean (%) | lens (σ) | columns lost |", "| --- | --- | --- | --- | --- |"]
     with torch.inference_mode():
         bench, state, fitted = bench_of(a.run)
         twin = read_twin(a.run)
@@ -152,11 +174,12 @@ def main() -> None:
             every.append(
                 ("left of the noise-free phantom by the blind fit", lambda: clean - bench.image(state))
             )
-        for name, make in every:
-            error = make()
+        errors = [make() for _, make in every]
+        lens = moved(bench, state, errors, {e.name: e.sigma for e in twin.microscope})
+        for (name, _), error, far in zip(every, errors, lens, strict=True):
             spread, mean = rms(error, budget.field, where)
             wrong = lost(bench, state, error, inside)
-            lines.append(f"| {name} | {spread:.3f} | {mean:+.3f} | {wrong} of {len(inside)} |")
+            lines.append(f"| {name} | {spread:.3f} | {mean:+.3f} | {far} | {wrong} of {len(inside)} |")
             print(lines[-1], flush=True)
     about = (__doc__ or "").split("\n\n")[2]
     noise = 100 / math.sqrt(bench.misfit.electrons)
