@@ -97,6 +97,20 @@ def test_atoms_go_to_their_own_slice_with_their_own_species() -> None:
     assert ratio == pytest.approx(float(form_factor("O", np.array(0.0))), rel=1e-5)
 
 
+@pytest.mark.parametrize("absorption", [0.0, 1.0])
+def test_a_slice_without_atoms_is_empty(absorption: float) -> None:
+    kernels = PhaseKernels(GRID, [TITANIUM], ENERGY, Thermal(absorption_scale=absorption))
+    place, zero, weight = (
+        torch.zeros((1, 2), dtype=torch.float64),
+        torch.zeros(1, dtype=torch.long),
+        torch.ones(1),
+    )
+    some = kernels.phases(place, zero, zero, weight.double(), 2)
+    none = kernels.phases(place[:0], zero[:0], zero[:0], weight[:0].double(), 2)
+    assert none.shape == some.shape and none.dtype == some.dtype
+    assert not none.any() and not some[1].any() and some[0].any()
+
+
 def test_thermal_options() -> None:
     g = torch.linspace(0, 3, 16, dtype=torch.float64)
     rigid = phase_factor(TITANIUM, g, ENERGY, Thermal(rigid=True))

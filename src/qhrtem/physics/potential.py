@@ -196,6 +196,9 @@ class PhaseKernels:
         """
         if not bool(torch.isfinite(position).all()) or not bool(torch.isfinite(weight).all()):
             raise InputError("atom positions (Å) and occupancies must be finite numbers, got nan or infinity")
+        if not len(position):  # transforms of nothing are refused
+            dtype = self.grid.dtype if self.imag is None else self.grid.complex_dtype
+            return torch.zeros((slices, *self.grid.shape), dtype=dtype, device=self.grid.device)
         n = len(self.species)
         used, channel = torch.unique(slice_index * n + species_index, return_inverse=True)
         density = rfft2(spread(position, channel, len(used), weight, self.grid).to(self.grid.dtype))
