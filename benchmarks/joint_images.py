@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tables import table
 
 from qhrtem.commands.doctor import matched
 from qhrtem.engines.ours import Ours
@@ -217,8 +218,7 @@ def _tell(step: Any) -> None:
 
 def write(lines: list[list[str]], missing: list[str], path: Path) -> None:
     """Write the table, and which cases have not been measured."""
-    rows = [HEAD, ["---"] * len(HEAD), *(cells + [""] * (len(HEAD) - len(cells)) for cells in lines)]
-    body = "\n".join("| " + " | ".join(r) + " |" for r in rows)
+    body = table(HEAD, lines)
     about = (__doc__ or "").split("\n\n")[2].strip()
     left = f"\n\nNot measured yet (case and dose): {', '.join(missing)}.\n" if missing else "\n"
     title = "# Several images of one area"

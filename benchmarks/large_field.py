@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tables import table
 
 from qhrtem.commands.doctor import matched
 from qhrtem.engines.protocol import engine_named
@@ -134,8 +135,7 @@ def main() -> None:
         folder = (a.keep or Path(scratch)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         done = [measure(size, a.workers, folder, a.reuse) for size in a.nm]
-    rows = [HEAD, ["---"] * len(HEAD), *(cells for cells, _ in done)]
-    body = "\n".join("| " + " | ".join(r) + " |" for r in rows)
+    body = table(HEAD, [cells for cells, _ in done])
     said = "\n".join(f"- {cells[0]} nm: {note}" for cells, notes in done for note in notes)
     about = (__doc__ or "").split("\n\n")[2]
     a.out.write_text(

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from oracle import bench_of, matched, runs_and_answers, table
+from oracle import bench_of, matched, runs_and_answers
 from score import heaviest_positions
+from tables import table
 
 from qhrtem.io.twin import read_twin
 from qhrtem.run.process import prepare

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
+from tables import table
 
 from qhrtem.io.micrograph import read_image
 from qhrtem.io.twin import read_twin
@@ -174,12 +175,6 @@ def runs_and_answers(about: str | None, script: str) -> tuple[list[tuple[Path, P
     parser.add_argument("--out", type=Path, default=Path(script).with_suffix(".md"))
     a = parser.parse_args()
     return list(zip(a.pairs[::2], a.pairs[1::2], strict=True)), a.out
-
-
-def table(head: tuple[str, ...], lines: list[list[str]]) -> str:
-    """Return a table in Markdown."""
-    rows = [list(head), ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def main() -> None:

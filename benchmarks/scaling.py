@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tables import table
 
 HERE = Path(__file__).resolve().parent
 CIF = HERE.parent / "src/qhrtem/data/BaTiO3.cif"
@@ -115,7 +116,6 @@ def main() -> None:
         print(" | ".join(rows[-1]), flush=True)
     n, t, memory = (np.array(v, dtype=float) for v in zip(*sizes, strict=True))
     slope = np.polyfit(np.log(n), np.log(t), 1)[0] if len(n) > 1 else float("nan")
-    table = "\n".join("| " + " | ".join(r) + " |" for r in [HEAD, ["---"] * len(HEAD), *rows])
     (HERE / "scaling.md").write_text(
         f"""# Cost against the number of columns
 
@@ -123,7 +123,7 @@ Written by `python benchmarks/scaling.py`: one count round in which every column
 thread. Together: moves of many columns at once, from other mistilts and by annealed walks. Sampling is that
 of the last round alone; its time is scaled from 12 to the 180 sweeps of a fit.
 
-{table}
+{table(HEAD, rows)}
 
 Time grows as the number of columns to the power {slope:.2f}; {memory[-1]:.1f} GB at {int(n[-1])} columns.
 """,

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tables import updated
 
 from qhrtem.commands.doctor import matched
 from qhrtem.errors import InputError, QualityError
@@ -156,9 +157,8 @@ def _tilt(twin: Twin, true: list[float]) -> str:
 
 
 def write(lines: list[list[str]], path: Path) -> None:
-    """Write the table."""
-    rows = [HEAD, ["---"] * len(HEAD), *(cells + [""] * (len(HEAD) - len(cells)) for cells in lines)]
-    body = "\n".join("| " + " | ".join(r) + " |" for r in rows)
+    """Write the table; points that are not among the lines stay as they are there."""
+    body = updated(path, HEAD, lines, [(p.varied, p.value) for p in POINTS])
     about = (__doc__ or "").split("\n\n")[2]
     path.write_text(f"# Dose, thickness and mistilt\n\nWritten by `sweep.py`. {about}\n{body}\n", "utf-8")
 
@@ -169,7 +169,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, help="where images and runs are kept")
     parser.add_argument("--reuse", action="store_true", help="score runs that are there")
-    parser.add_argument("--only", nargs="*", default=[], help="names of points")
+    parser.add_argument("--only", nargs="*", default=[], help="names of points; others stay as they were")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     a = parser.parse_args()
     prepare()

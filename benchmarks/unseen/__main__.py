@@ -3,6 +3,7 @@
     PYTHONPATH=benchmarks python -m unseen [NAME …] [--folder FOLDER] [--reuse]
 
 Plans state what a user would know, with the wrong pixel sizes of `suite.py`; answers serve scoring alone.
+Rows of phantoms that are not asked for stay as they are.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from tables import updated
 
 from unseen.phantoms import Spec, make
 from unseen.suite import SUITE
@@ -85,10 +88,8 @@ def _tilt(spec: Spec, twin: Any) -> str:
 
 
 def write(lines: list[list[str]], path: Path) -> None:
-    """Write the table."""
-    rows = [" | ".join(cells + [""] * (len(HEAD) - len(cells))) for cells in lines]
-    table = "\n".join(f"| {r} |" for r in [" | ".join(HEAD), *rows])
-    head, *body = table.split("\n")
+    """Write the table; phantoms that are not among the lines stay as they are there."""
+    body = updated(path, HEAD, lines, [(s.name,) for s in SUITE])
     specs = "\n".join(f"- {_words(s)}" for s in SUITE)
     path.write_text(
         f"""# Crystals that nothing was tuned to
@@ -96,9 +97,7 @@ def write(lines: list[list[str]], path: Path) -> None:
 Written by `python -m unseen`. Images by abTEM and numpy (`phantoms.py`): Lobato potentials, 24 frozen-phonon
 configurations, rough surfaces, mistilt as a shear of the columns. Scored like `../results.md`.
 
-{head}
-{"|---" * len(HEAD)}|
-{chr(10).join(body)}
+{body}
 
 {specs}
 """,
