@@ -9,7 +9,7 @@ standard deviations as claimed, to first order and everything else following. "C
 inside, how many change their counts when the fitted image with this error, without noise, is fitted from the
 fitted structure on; counts that an error moves only together with noise are not in it. With --answer (the
 noise-free image of a phantom) what is left of it stands below. Phantoms share some of these approximations
-with nobody: few frozen phonons and few focus nodes.
+with nobody: few frozen phonons, few focus nodes, coarse waves.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from qhrtem.model.diffuse import RigidModel, displacement_pairs, frozen_phonon_i
 from qhrtem.model.forward import Field, ForwardModel
 from qhrtem.model.microscope import Microscope, parameter
 from qhrtem.physics.coherence import full_intensity, gauss_hermite
+from qhrtem.physics.potential import PhaseKernels, Thermal
 from qhrtem.run.process import prepare
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
@@ -43,6 +44,7 @@ from qhrtem.stages.structure import LENS, STEEPEST_A, free_lens, neighbour_radiu
 PAIRS = 8  # of antithetic frozen phonons, as in the last correction of a fit
 ROUNDS = 3  # of counts, from the fitted structure
 PLAIN = 24  # independent frozen phonons, as in the phantoms
+COARSE_A = 0.07  # sampling of the waves of the phantoms
 Difference = tuple[str, Callable[[], Tensor]]
 
 
@@ -76,6 +78,21 @@ class Budget:
         # Half of them less the other half errs like one of their number over 8; scaled to PLAIN.
         return (torch.stack(images[:4]).mean(0) - torch.stack(images[4:]).mean(0)) * math.sqrt(2 / PLAIN)
 
+    def coarse(self) -> Tensor:
+        """Return what coarser waves through limited potentials change, at the same displacements."""
+        fine = RigidModel(self.model, self.columns, self.lens)
+        rough = RigidModel(self.model, self.columns, self.lens, pixel=COARSE_A, conserve=False)
+        thermal, table = Thermal(rigid=True), self.field.table
+        rough.kernels = PhaseKernels(
+            rough.grid, self.columns.species, self.model.energy, thermal, table, taper="soft"
+        )
+        moves = displacement_pairs(fine.atoms, fine.sigma, 2, np.random.default_rng(1))
+        images = [
+            m.detect(torch.stack([m.sharp(u) + m.sharp(-u) for u in moves]).mean(0) / 2)
+            for m in (rough, fine)
+        ]
+        return images[0] - images[1]
+
     def source(self, nodes: int) -> Tensor:
         """Return a sum over source angles less the image by envelopes, rigid atoms displaced once."""
         # Upright: a tilted frame slides on below the specimen, which the plain sum does not know.
@@ -99,6 +116,7 @@ class Budget:
             "phantom: 7 Gauss-Hermite nodes of focus",
             lambda: self.coherent(foci=rule) - self.coherent(foci=25),
         )
+        yield f"phantom: waves at {COARSE_A} Å, limited potentials, envelopes that lose", self.coarse
         yield (
             "source: what envelopes take away",
             lambda: self.phonons(2, 1) - self.phonons(2, 1, conserve=False),

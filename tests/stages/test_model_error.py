@@ -82,6 +82,12 @@ def test_the_same_small_residual_at_every_column_counts_more_than_it_does_once()
     assert common(match(noise(3) + turned)) < 5
 
 
+def test_a_wrong_level_is_common_to_all_columns_and_not_between_them() -> None:
+    image = match(noise(5) + 0.1)
+    assert column(image) == pytest.approx(column(match(noise(5))), abs=0.02)
+    assert common(image) > 10
+
+
 def test_too_few_columns_or_too_small_a_crystal_give_no_estimate() -> None:
     assert column_error(match(np.full((8, 8), 9.0)), PIXEL_A, [match(noise(0)[:8, :8])]) == 1.0
     image = match(np.full((220, 220), 0.3))

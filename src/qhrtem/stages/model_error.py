@@ -17,6 +17,7 @@ from qhrtem.model.twin import Match
 
 Floats = NDArray[np.float64]
 CORRELATION_A = 0.4  # scale on which a wrong model shows and shot noise does not: about the width of a column
+LEVEL_A = 4.0  # some columns wide: a wrong mean level is what these have in common
 STACK_A = 1.0  # half width of what is averaged around the columns of a kind
 FEWEST = 6  # columns of a kind that are worth averaging
 
@@ -79,10 +80,17 @@ def _larger(found: float, perfect: list[float]) -> float:
 
 
 def column_power(match: Match, pixel: float) -> float:
-    """Return the power of the residual on the scale of a column over that of white noise; nan if unknown."""
+    """Return the power of the residual on the scale of a column over that of white noise; nan if unknown.
+
+    About the mean level around it: how bright a crystal is against vacuum (electrons that end far off, or
+    nowhere) does not vary from column to column.
+    """
     where = match.used & match.crystal
     s = column_scale(pixel)
-    smooth = ndimage.gaussian_filter(normalised_residual(match), s)
+    residual, wide = normalised_residual(match), LEVEL_A / pixel
+    share = ndimage.gaussian_filter(where.astype(float), wide)
+    level = ndimage.gaussian_filter(residual, wide) / np.where(where, share, 1.0)
+    smooth = ndimage.gaussian_filter(residual - np.where(where, level, 0.0), s)
     inside = ndimage.binary_erosion(where, iterations=int(2 * s))
     return float((smooth[inside] ** 2).mean() / white_power(s)) if inside.sum() >= 100 else np.nan
 
