@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from oracle import bench_of
+from tables import table
 from torch import Tensor
 
 from qhrtem.io.twin import read_twin
@@ -30,14 +31,12 @@ from qhrtem.model.diffuse import RigidModel, displacement_pairs, frozen_phonon_i
 from qhrtem.model.forward import Field, ForwardModel
 from qhrtem.model.microscope import Microscope, parameter
 from qhrtem.physics.coherence import full_intensity, gauss_hermite
-from qhrtem.physics.potential import PhaseKernels, Thermal
 from qhrtem.run.process import prepare
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
 from qhrtem.stages.bordered import Factor
 from qhrtem.stages.counts import count_round
-from qhrtem.stages.joint import GROUP_SIGMA_A, IDEAL_SIGMA_A
-from qhrtem.stages.linearise import linearise, prior_normal
+from qhrtem.stages.joint import refine
 from qhrtem.stages.objective import Bench, State
 from qhrtem.stages.structure import LENS, STEEPEST_A, free_lens, neighbour_radius, terrace_radius
 
@@ -45,6 +44,7 @@ PAIRS = 8  # of antithetic frozen phonons, as in the last correction of a fit
 ROUNDS = 3  # of counts, from the fitted structure
 PLAIN = 24  # independent frozen phonons, as in the phantoms
 COARSE_A = 0.07  # sampling of the waves of the phantoms
+HEAD = ("source", "rms (%)", "mean (%)", "lens (σ)", "columns lost")
 Difference = tuple[str, Callable[[], Tensor]]
 
 
@@ -80,18 +80,8 @@ class Budget:
 
     def coarse(self) -> Tensor:
         """Return what coarser waves through limited potentials change, at the same displacements."""
-        fine = RigidModel(self.model, self.columns, self.lens)
-        rough = RigidModel(self.model, self.columns, self.lens, pixel=COARSE_A, conserve=False)
-        thermal, table = Thermal(rigid=True), self.field.table
-        rough.kernels = PhaseKernels(
-            rough.grid, self.columns.species, self.model.energy, thermal, table, taper="soft"
-        )
-        moves = displacement_pairs(fine.atoms, fine.sigma, 2, np.random.default_rng(1))
-        images = [
-            m.detect(torch.stack([m.sharp(u) + m.sharp(-u) for u in moves]).mean(0) / 2)
-            for m in (rough, fine)
-        ]
-        return images[0] - images[1]
+        rough = RigidModel(self.model, self.columns, self.lens, COARSE_A, conserve=False, taper="soft")
+        return rough.average(2, np.random.default_rng(1), 2) - self.phonons(2, 1)
 
     def source(self, nodes: int) -> Tensor:
         """Return a sum over source angles less the image by envelopes, rigid atoms displaced once."""
@@ -151,10 +141,9 @@ def moved(bench: Bench, state: State, errors: list[Tensor], claimed: dict[str, f
     lens = free_lens(state, LENS)
     noise = torch.sqrt(bench.misfit.variance(bench.image(state)))
     probe = torch.stack([e / noise for e in errors])[:, None].float()
-    quadratic = linearise(bench, state, lens, state.occupied(), {}, probe=probe)
-    assert quadratic.probe is not None
-    prior, _ = prior_normal(state, quadratic, IDEAL_SIGMA_A, GROUP_SIGMA_A)
-    step = Factor(quadratic.matrix.plus(prior)).solve(quadratic.probe)[: len(lens)].T
+    here = refine(bench, state, lens, state.occupied(), 0, probe=probe)
+    assert here.quadratic.probe is not None
+    step = Factor(here.precision).solve(here.quadratic.probe)[: len(lens)].T
     every = [parameter(i) for i in lens]
     sigma = np.array([claimed[p.key] / (p.step * p.factor) for p in every])
     out = []
@@ -179,7 +168,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     a = parser.parse_args()
     prepare()
-    lines = ["| source | rms (%) | mean (%) | lens (σ) | columns lost |", "| --- | --- | --- | --- | --- |"]
+    lines = []
     with torch.inference_mode():
         bench, state, fitted = bench_of(a.run)
         twin = read_twin(a.run)
@@ -197,13 +186,13 @@ def main() -> None:
         for (name, _), error, far in zip(every, errors, lens, strict=True):
             spread, mean = rms(error, budget.field, where)
             wrong = lost(bench, state, error, inside)
-            lines.append(f"| {name} | {spread:.3f} | {mean:+.3f} | {far} | {wrong} of {len(inside)} |")
-            print(lines[-1], flush=True)
+            lines.append([name, f"{spread:.3f}", f"{mean:+.3f}", far, f"{wrong} of {len(inside)}"])
+            print(" | ".join(lines[-1]), flush=True)
     about = (__doc__ or "").split("\n\n")[2]
     noise = 100 / math.sqrt(bench.misfit.electrons)
     text = f"# Error budget\n\nWritten by `error_budget.py` for `{a.run.name}`. {about}\n"
     a.out.write_text(
-        text + "\n" + "\n".join(lines) + f"\n\nShot noise of a pixel of vacuum: {noise:.1f} %.\n", "utf-8"
+        text + "\n" + table(HEAD, lines) + f"\n\nShot noise of a pixel of vacuum: {noise:.1f} %.\n", "utf-8"
     )
 
 

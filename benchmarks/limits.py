@@ -29,8 +29,7 @@ from qhrtem.run.process import prepare
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.specimen.crystal import atomic_number
 from qhrtem.stages.covariance import position_errors
-from qhrtem.stages.joint import GROUP_SIGMA_A, IDEAL_SIGMA_A, Refined
-from qhrtem.stages.linearise import linearise, prior_normal
+from qhrtem.stages.joint import refine
 from qhrtem.stages.structure import LENS, free_lens
 
 Floats = NDArray[np.float64]
@@ -58,9 +57,7 @@ def bound(run: Path) -> tuple[Floats, Any, Any]:
     """
     with torch.inference_mode():
         bench, state, fitted = bench_of(run)
-        quadratic = linearise(bench, state, free_lens(state, LENS), state.occupied(), {})
-    prior, _ = prior_normal(state, quadratic, IDEAL_SIGMA_A, GROUP_SIGMA_A)
-    refined = Refined(state, 0.0, quadratic, quadratic.matrix.plus(prior))
+        refined = refine(bench, state, free_lens(state, LENS), state.occupied(), 0)
     keep = np.asarray(fitted.claimed)
     errors = position_errors(refined, state.columns, keep, fitted.field.pivot)
     common = errors.common_A.astype(float)

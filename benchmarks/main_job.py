@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tables import table
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 EXAMPLE = ROOT / "src/qhrtem/data/bto_edge_small.toml"
@@ -86,15 +88,15 @@ zone_axis = {zone}
     return plan
 
 
-def row(o: Outcome) -> str:
+def row(o: Outcome) -> list[str]:
     """Return one line of the table."""
     s = o.score
     elements = ", ".join(f"{e} {v:.2f}" for e, v in s["by_element"].items())
-    cells = [
+    return [
         o.name,
-        o.seed,
+        str(o.seed),
         f"{s['found']:.3f}",
-        s["invented"],
+        str(s["invented"]),
         elements,
         f"{s['exact_counts']:.3f}",
         f"{s['within_one']:.3f}",
@@ -104,7 +106,6 @@ def row(o: Outcome) -> str:
         f"{s['p_exact_mean']:.2f} / {s['calibration_error']:.2f}",
         f"{o.seconds / 60:.1f}",
     ]
-    return "| " + " | ".join(str(c) for c in cells) + " |"
 
 
 def met(o: Outcome) -> bool:
@@ -132,20 +133,17 @@ def write(outcomes: list[Outcome]) -> None:
         "p_exact mean / calibration error",
         "time (min)",
     )
-    head = "| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|"
     example = [o for o in outcomes if o.name == EXAMPLE.stem]
     passed = sum(met(o) for o in example)
     upper = ("invented", "position_rms_pm", "chi2")
     goals = ", ".join(f"{k} {'≤' if k in upper else '≥'} {v}" for k, v in GOALS.items())
     rms = [o.score["position_rms_pm"] for o in example]
-    rows = "\n".join(row(o) for o in outcomes)
     text = f"""# Results of the main job
 
 Written by `python benchmarks/main_job.py`; every figure comes from a command line run on two cores.
 The images were calculated by another simulator (abTEM, frozen phonons); their answers serve scoring alone.
 
-{head}
-{rows}
+{table(names, [row(o) for o in outcomes])}
 
 Goals for the bundled example ({goals}): met by {passed} of {len(example)} seeds.
 Position error over seeds: {min(rms):.2f} to {max(rms):.2f} pm. Columns are scored at least 6 Å inside

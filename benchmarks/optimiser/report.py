@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from tables import table
+
 from optimiser import plots
 from optimiser.statistics import Advantage, Record, Summary, advantage, expected, summary
 from optimiser.suite import BASELINES, BY_VALUES, INTEGERS, MAIN, OURS, PROBLEMS
@@ -110,12 +112,6 @@ def row(method: str, s: Summary) -> list[str]:
         number(s.violations),
         number(s.memory),
     ]
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = ["| " + " | ".join(r) + " |" for r in (header, ["---"] * len(header), *rows)]
-    return "\n".join(lines)
 
 
 def verdict(ok: bool | None) -> str:

@@ -100,13 +100,10 @@ def test_atoms_go_to_their_own_slice_with_their_own_species() -> None:
 @pytest.mark.parametrize("absorption", [0.0, 1.0])
 def test_a_slice_without_atoms_is_empty(absorption: float) -> None:
     kernels = PhaseKernels(GRID, [TITANIUM], ENERGY, Thermal(absorption_scale=absorption))
-    place, zero, weight = (
-        torch.zeros((1, 2), dtype=torch.float64),
-        torch.zeros(1, dtype=torch.long),
-        torch.ones(1),
-    )
-    some = kernels.phases(place, zero, zero, weight.double(), 2)
-    none = kernels.phases(place[:0], zero[:0], zero[:0], weight[:0].double(), 2)
+    place, weight = torch.zeros((1, 2), dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    zero = torch.zeros(1, dtype=torch.long)
+    some = kernels.phases(place, zero, zero, weight, 2)
+    none = kernels.phases(place[:0], zero[:0], zero[:0], weight[:0], 2)
     assert none.shape == some.shape and none.dtype == some.dtype
     assert not none.any() and not some[1].any() and some[0].any()
 

@@ -69,15 +69,15 @@ class RigidModel:
         microscope: Microscope,
         pixel: float = PHONON_PIXEL_A,
         conserve: bool = True,
+        taper: str = "nyquist",
     ) -> None:
-        """pixel: coarsest sampling of the waves, Å; conserve: return what source envelopes take away."""
+        """pixel: coarsest sampling of the waves, Å; conserve: return what source envelopes take away; taper:
+        of the potentials, of `potential.TAPERS`."""
         field = finer(model.field, pixel)
         fine = ForwardModel(field, model.energy)
         self.grid = field.grid
         thermal = Thermal(rigid=True)
-        self.kernels = PhaseKernels(
-            self.grid, columns.species, model.energy, thermal, field.table, taper="nyquist"
-        )
+        self.kernels = PhaseKernels(self.grid, columns.species, model.energy, thermal, field.table, taper)
         self.atoms = columns.atoms()
         b = np.array([s.b_iso for s in columns.species])[self.atoms.species] * microscope["b_scale"]
         self.sigma: Floats = np.sqrt(b / (8 * math.pi**2))  # (N,) thermal displacement along each axis, Å
@@ -125,6 +125,23 @@ class RigidModel:
         """Return an intensity of the wave grid as the detector sees it."""
         return self._detect(sharp, self._response)
 
+    def average(self, pairs: int, generator: np.random.Generator, workers: int = 1) -> Tensor:
+        """Return the mean image over 2·pairs displaced configurations, as the detector sees it.
+
+        workers: threads that share the configurations; the result does not depend on their number.
+        """
+        moves = displacement_pairs(self.atoms, self.sigma, pairs, generator)
+        total = torch.zeros(self.grid.shape, dtype=self.grid.dtype, device=self.grid.device)
+
+        def both(move: Floats) -> Tensor:
+            with torch.inference_mode():
+                return self.sharp(move) + self.sharp(-move)
+
+        with ThreadPoolExecutor(workers) as pool:
+            for pair in pool.map(both, moves):
+                total += pair
+        return self.detect(total / (2 * pairs))
+
 
 def frozen_phonon_image(
     model: ForwardModel,
@@ -138,21 +155,9 @@ def frozen_phonon_image(
     """Return the average image over 2·pairs displaced configurations, on the image grid, vacuum = 1.
 
     Displacements follow B of each species times the microscope's Debye–Waller scale (independent atoms).
-    workers: threads that share the configurations; the result does not depend on their number. conserve: as
-    in `RigidModel`.
+    workers: as in `RigidModel.average`; conserve: as in `RigidModel`.
     """
-    rigid = RigidModel(model, columns, microscope, conserve=conserve)
-    moves = displacement_pairs(rigid.atoms, rigid.sigma, pairs, generator)
-    total = torch.zeros(rigid.grid.shape, dtype=rigid.grid.dtype, device=rigid.grid.device)
-
-    def both(move: Floats) -> Tensor:
-        with torch.inference_mode():
-            return rigid.sharp(move) + rigid.sharp(-move)
-
-    with ThreadPoolExecutor(workers) as pool:
-        for pair in pool.map(both, moves):
-            total += pair
-    return rigid.detect(total / (2 * pairs))
+    return RigidModel(model, columns, microscope, conserve=conserve).average(pairs, generator, workers)
 
 
 def diffuse_image(

@@ -56,8 +56,8 @@ def of_images(
     """Return the model error of images of one area that are fitted together (>= 1).
 
     measure: the model error of a match, given what noise alone leaves; perfect: that, every image of each
-    draw. What a wrong model leaves in each
-    image does not average away where it is the same in all: then it is the mean residual that shows it.
+    draw. What a wrong model leaves in each image does not average away where it is the same in all: then it
+    is the mean residual that shows it.
     """
     each = [measure(m, p) for m, p in zip(matches, zip(*perfect, strict=True), strict=True)]
     if len(each) == 1:
@@ -88,9 +88,9 @@ def column_power(match: Match, pixel: float) -> float:
     where = match.used & match.crystal
     s = column_scale(pixel)
     residual, wide = normalised_residual(match), LEVEL_A / pixel
-    share = ndimage.gaussian_filter(where.astype(float), wide)
-    level = ndimage.gaussian_filter(residual, wide) / np.where(where, share, 1.0)
-    smooth = ndimage.gaussian_filter(residual - np.where(where, level, 0.0), s)
+    share = np.where(where, ndimage.gaussian_filter(where.astype(float), wide), np.inf)
+    level = ndimage.gaussian_filter(residual, wide) / share  # none outside
+    smooth = ndimage.gaussian_filter(residual - level, s)
     inside = ndimage.binary_erosion(where, iterations=int(2 * s))
     return float((smooth[inside] ** 2).mean() / white_power(s)) if inside.sum() >= 100 else np.nan
 
