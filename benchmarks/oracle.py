@@ -25,6 +25,7 @@ from tables import table
 
 from qhrtem.io.micrograph import read_image
 from qhrtem.io.twin import read_twin
+from qhrtem.model.diffuse import Diffuse
 from qhrtem.model.forward import ForwardModel
 from qhrtem.plan import load_plan
 from qhrtem.run.process import prepare
@@ -39,13 +40,12 @@ from qhrtem.stages.joint import refine
 from qhrtem.stages.objective import Bench, State, make_misfit
 from qhrtem.stages.structure import (
     LENS,
-    PHONON_PAIRS,
     STEEPEST_A,
-    corrected,
     free_lens,
     neighbour_radius,
     terrace_radius,
 )
+from qhrtem.stages.thermal import PHONON_PAIRS, corrected
 from qhrtem.stages.thickness import basin_cost
 
 NEAR_A = 0.7  # a column of the fit and one of the truth are the same within this
@@ -65,7 +65,11 @@ def bench_of(run: Path) -> tuple[Bench, State, Any]:
     f = twin.fitted
     border = BORDER_A + f.microscope.delocalisation()
     bench = Bench(ForwardModel(f.field, f.microscope.energy), make_misfit(micrograph, f.field, border), 2)
-    return bench, State(f.columns, f.microscope, torch.as_tensor(f.diffuse)), f
+    return (
+        bench,
+        State(f.columns, f.microscope, Diffuse(torch.as_tensor(f.diffuse), b_scale=f.microscope["b_scale"])),
+        f,
+    )
 
 
 def matched(columns: ColumnModel, fitted: Any, truth: Any) -> NDArray[np.int64]:

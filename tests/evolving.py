@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from qhrtem.calibrate.lattice import Lattice
+from qhrtem.model.diffuse import Diffuse, diffuse_image
+from qhrtem.model.forward import ForwardModel
 from qhrtem.model.micrograph import Micrograph
 from qhrtem.model.microscope import PARAMETERS
 from qhrtem.plan import Plan, plan_from_tables
@@ -15,7 +17,7 @@ from qhrtem.specimen.crystal import read_cif
 from qhrtem.specimen.persistence import certain
 from qhrtem.stages.atlas import Atlas
 from qhrtem.stages.follow import WALK, Known, crystal_of
-from qhrtem.stages.objective import State
+from qhrtem.stages.objective import EFFECTIVE_ABSORPTION, State
 
 DATA = Path(__file__).parents[1] / "src" / "qhrtem" / "data"
 GAIN = 12.0
@@ -47,10 +49,12 @@ def known_of(it: Evolution) -> Known:
     specimen, lens = it.specimen(0), it.microscope
     sigma = np.array([WALK.get(p.name, 0.0) for p in PARAMETERS])
     lens = type(lens)(lens.energy, lens.values, lens.values.copy(), sigma, lens.mtf)
-    lens = lens.with_values(absorption=0.35)
+    lens = lens.with_values(absorption=EFFECTIVE_ABSORPTION)
     columns = specimen.columns
     ends = certain(columns, np.arange(len(columns)), np.full(len(columns), 0.99))
-    return Known(State(columns, lens), it.field, Atlas(columns), ends, np.zeros(2), 1.0)
+    extra = diffuse_image(ForwardModel(it.field, lens.energy), columns, lens, 4, np.random.default_rng(0))
+    state = State(columns, lens, Diffuse(extra, b_scale=lens["b_scale"]))
+    return Known(state, it.field, Atlas(columns), ends, np.zeros(2), 1.0)
 
 
 def micrograph(frame: TrueFrame, it: Evolution) -> Micrograph:

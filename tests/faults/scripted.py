@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from qhrtem.model.diffuse import Diffuse
 from qhrtem.model.micrograph import RawImage
 from qhrtem.model.microscope import nominal
 from qhrtem.model.twin import Atoms, ColumnTable, Estimate, Gate, Match, Step, Twin
@@ -97,7 +98,9 @@ class Scripted:
             form.rejected["support"] = form.rejected.get("support", 0) + int(last.sum() % 7)
             state = replace(before.state, columns=replace(columns, shift=shift, last=last))
             if number % 2:
-                state = replace(state, diffuse=torch.from_numpy(np.cos(shift[:6, :, 0]).astype(np.float32)))
+                state = replace(
+                    state, diffuse=Diffuse(torch.from_numpy(np.cos(shift[:6, :, 0]).astype(np.float32)))
+                )
             log.done += 0.1 * (number % 2)
             log("counts", float(np.abs(shift).sum()), f"round {number}")
             return Reached(state, before.number + float(shift.sum()))

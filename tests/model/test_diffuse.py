@@ -15,7 +15,9 @@ import drprobe
 from crystals import projection
 from qhrtem.model.diffuse import (
     PHONON_PIXEL_A,
+    Diffuse,
     RigidModel,
+    diffuse_around,
     diffuse_image,
     displacement_pairs,
     frozen_phonon_image,
@@ -23,7 +25,8 @@ from qhrtem.model.diffuse import (
 from qhrtem.model.forward import Field, ForwardModel, finer
 from qhrtem.model.microscope import nominal
 from qhrtem.physics.coherence import full_intensity
-from qhrtem.specimen.columns import lattice_columns
+from qhrtem.specimen.columns import ColumnModel, lattice_columns
+from qhrtem.stages.objective import EFFECTIVE_ABSORPTION
 from slabs import Slab, slab
 
 
@@ -35,7 +38,10 @@ def island() -> Slab:
 @settings(max_examples=15, deadline=None)
 @given(st.integers(2, 12), st.integers(0, 99))
 def test_displacements_have_exact_second_moments(pairs: int, seed: int) -> None:
-    """Coordinates of one column are orthogonal over the pairs, in blocks of as many as there are pairs."""
+    """Coordinates of one column are orthogonal over the pairs, in blocks of as many as there are pairs.
+
+    Blocks are counted from site 0, wherever a column begins.
+    """
     island = slab(radius=3.5, ends=(20.0, 30.0))
     atoms = island.columns.atoms()
     sigma = np.linspace(0.05, 0.09, len(atoms.z))
@@ -45,8 +51,9 @@ def test_displacements_have_exact_second_moments(pairs: int, seed: int) -> None:
     for c in np.unique(atoms.column):
         mine = np.flatnonzero(atoms.column == c)
         scaled = (u[:, mine] / sigma[mine, None]).reshape(pairs, -1)
-        for start in range(0, scaled.shape[1], pairs):
-            block = scaled[:, start : start + pairs]
+        number = (2 * atoms.site[mine][:, None] + np.arange(2)).ravel() // pairs
+        for n in np.unique(number):
+            block = scaled[:, number == n]
             assert np.allclose(block.T @ block, pairs * np.eye(block.shape[1]), atol=1e-9)
 
 
@@ -62,6 +69,26 @@ def test_displacements_are_normal_and_reproducible(island: Slab) -> None:
     assert np.abs(between).max() < 6 / math.sqrt(len(flat))
     again = displacement_pairs(atoms, sigma, 8, np.random.default_rng(0))
     assert np.array_equal(again, many[:8])
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 9), st.integers(-3, 3), st.integers(-3, 3))
+def test_an_atom_is_displaced_alike_whatever_else_there_is(pairs: int, above: int, below: int) -> None:
+    """Specimens that differ in some column ends are compared under the same displacements."""
+    columns = slab(radius=3.5, ends=(20.0, 30.0)).columns
+    odd = np.arange(len(columns)) % 2
+    other = columns.with_ends(columns.first - above * odd, columns.last + below * odd)
+
+    def drawn(model: ColumnModel) -> dict[tuple[int, int], bytes]:
+        atoms = model.atoms()
+        u = displacement_pairs(atoms, np.full(len(atoms.z), 0.07), pairs, np.random.default_rng(3))
+        keys = zip(atoms.column.tolist(), atoms.site.tolist(), strict=True)
+        return {key: u[:, n].tobytes() for n, key in enumerate(keys)}
+
+    one, two = drawn(columns), drawn(other)
+    shared = one.keys() & two.keys()
+    assert len(shared) > 15 and all(one[key] == two[key] for key in shared)
+    assert len(set(one.values())) > 0.9 * len(one) or pairs == 1
 
 
 def test_the_average_agrees_with_plain_sampling(island: Slab) -> None:
@@ -96,6 +123,44 @@ def test_the_difference_completes_the_coherent_image(island: Slab) -> None:
     # Absorption takes electrons out of the coherent wave; the diffuse image brings them back.
     lost = 1 - float(model.image(columns, m).double().mean())
     assert lost > 2e-4 and abs(float(full.double().mean()) - 1) < 0.4 * lost
+
+
+def test_the_addition_follows_the_debye_waller_scale(island: Slab) -> None:
+    """As the average itself does, where the coherent image alone is far off."""
+    model, columns, m = island.model, island.columns, island.microscope.with_values(absorption=0.8)
+    warm = m.with_values(b_scale=1.3)
+    extra = diffuse_around(model, columns, m, 2, np.random.default_rng(3))
+    assert isinstance(extra, Diffuse) and extra.b_scale == m["b_scale"]
+    assert torch.equal(torch.as_tensor(extra.at(m)), torch.as_tensor(extra.image))
+    true = sum(
+        frozen_phonon_image(model, columns, warm, 8, np.random.default_rng(s))
+        - frozen_phonon_image(model, columns, m, 8, np.random.default_rng(s))
+        for s in (7, 8)
+    )
+    coherent = model.image(columns, warm) - model.image(columns, m)
+    wrong, right = (
+        float((v - true / 2).square().mean()) for v in (coherent, coherent + extra.at(warm) - extra.at(m))
+    )
+    assert right < 0.5 * wrong
+
+
+def test_one_atom_more_is_seen_as_the_average_sees_it() -> None:
+    """By the share of absorption that fits use, far better than by Debye–Waller factors alone."""
+    island = slab(radius=4.5, ends=(20.0, 55.0))
+    middle = island.nearest("Ti")
+    last = island.columns.last.copy()
+    last[middle] += 1
+    more = island.columns.with_ends(island.columns.first, last)
+    true = sum(
+        frozen_phonon_image(island.model, c, island.microscope, 6, np.random.default_rng(2)) * sign
+        for c, sign in ((more, 1), (island.columns, -1))
+    )
+    error = {}
+    for share in (0.0, 0.35, EFFECTIVE_ABSORPTION):
+        m = island.microscope.with_values(absorption=share)
+        change = island.model.image(more, m) - island.model.image(island.columns, m)
+        error[share] = float((change - true).square().mean())
+    assert error[EFFECTIVE_ABSORPTION] < 0.5 * error[0.35] < 0.5 * error[0.0]
 
 
 def test_a_frozen_lattice_average_matches_dr_probe() -> None:

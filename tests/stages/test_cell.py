@@ -80,8 +80,9 @@ def test_images_match_those_of_the_field(cell: RepeatedCell) -> None:
     spectrum = exit_spectrum(slices) * torch.polar(torch.ones_like(back), -back)
     expected = fft2(intensity(spectrum, transfer)) / (60 * 80)
     a, b = low_orders(image, True, 6), low_orders(expected, False, 6)
-    assert drprobe.rms(a, b) < 5e-3
-    a[6, 6] = b[6, 6] = 0  # the mean, which hides differences
+    # What absorption takes from the mean comes back as a background.
+    assert a[6, 6] == 1.0 and 0.9 < abs(b[6, 6]) < 0.99
+    a[6, 6] = b[6, 6] = 0
     assert drprobe.rms(a, b) < 0.02
 
 

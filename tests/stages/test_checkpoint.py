@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from crystals import projection
 from qhrtem.calibrate.lattice import Lattice
+from qhrtem.model.diffuse import Diffuse
 from qhrtem.model.microscope import nominal
 from qhrtem.model.twin import Step
 from qhrtem.specimen.columns import lattice_columns
@@ -74,7 +75,14 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def reached(seed: int, diffuse: torch.Tensor | float, mtf: Any = (0.35, 0.28)) -> Reached:
+MAP = torch.linspace(0, 1 / 7, 30).reshape(5, 6)
+
+
+def same_addition(a: Diffuse, b: Diffuse) -> bool:
+    return same(a.image, b.image) and same(a.slope, b.slope) and a.b_scale == b.b_scale
+
+
+def reached(seed: int, diffuse: Diffuse, mtf: Any = (0.35, 0.28)) -> Reached:
     rng = np.random.default_rng(seed)
     empty = lattice_columns(STO, np.zeros(2), np.array([[0.1, 1.0], [1.0, -0.1]]), (0.0, 0.0, 9.0, 9.0))
     full = empty.filled(np.full(len(empty), 10.0), np.full(len(empty), 30.0))
@@ -87,12 +95,12 @@ def reached(seed: int, diffuse: torch.Tensor | float, mtf: Any = (0.35, 0.28)) -
 
 
 @pytest.mark.parametrize("mtf", [(0.35, 0.28), np.array([[0.0, 0.25, 0.5], [1.0, 0.6, 0.3]])])
-@pytest.mark.parametrize("diffuse", [0.0, 0.1, torch.linspace(0, 1 / 7, 30).reshape(5, 6)])
-def test_a_state_comes_back_the_same(diffuse: torch.Tensor | float, mtf: Any) -> None:
+@pytest.mark.parametrize("diffuse", [Diffuse(), Diffuse(0.1), Diffuse(MAP, -MAP, 1 / 3)])
+def test_a_state_comes_back_the_same(diffuse: Diffuse, mtf: Any) -> None:
     before = reached(3, diffuse, mtf)
     for after in through(ReachedForm(STO), before):
         assert after.number == before.number
-        assert same(before.state.diffuse, after.state.diffuse)
+        assert same_addition(before.state.diffuse, after.state.diffuse)
         for name in ("values", "mean", "sigma", "mtf", "energy"):
             assert same(getattr(before.state.microscope, name), getattr(after.state.microscope, name))
         for name in ("kind", "cell", "anchor", "frame", "rise", "shift", "first", "last"):
@@ -102,14 +110,14 @@ def test_a_state_comes_back_the_same(diffuse: torch.Tensor | float, mtf: Any) ->
 
 def test_further_images_come_back_the_same() -> None:
     """Each with its own lens, MTF and thermal correction."""
-    before = reached(3, 0.1)
-    second, third = reached(4, torch.linspace(0, 1 / 7, 30).reshape(5, 6)), reached(5, 0.0, np.eye(2))
+    before = reached(3, Diffuse(0.1))
+    second, third = reached(4, Diffuse(MAP)), reached(5, Diffuse(), np.eye(2))
     others = tuple(OwnLens(r.state.microscope, r.state.diffuse) for r in (second, third))
     whole = Reached(replace(before.state, others=others), 1 / 3)
     for after in through(ReachedForm(STO), whole):
         assert len(after.state.others) == 2
         for a, b in zip(others, after.state.others, strict=True):
-            assert same(a.diffuse, b.diffuse)
+            assert same_addition(a.diffuse, b.diffuse)
             for name in ("values", "mean", "sigma", "mtf", "energy"):
                 assert same(getattr(a.microscope, name), getattr(b.microscope, name))
         assert same(after.state.microscope.values, before.state.microscope.values)
@@ -123,7 +131,7 @@ def test_counters_and_generator_go_on_where_they_were() -> None:
         assert form.generator is not None
         form.rejected["support"] += 41
         form.generator.standard_normal(17)
-        return reached(0, 0.0)
+        return reached(0, Diffuse())
 
     Parts(shelf, Log(lambda step: None))("part", work, form)
     later = ReachedForm(STO, {}, np.random.default_rng([5, 1]))

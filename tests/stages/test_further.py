@@ -16,6 +16,7 @@ from phantoms import small_phantom, small_plan
 from qhrtem.calibrate.lattice import Lattice
 from qhrtem.errors import InputError
 from qhrtem.io.twin import read_twin, write_results
+from qhrtem.model.diffuse import Diffuse
 from qhrtem.model.micrograph import Micrograph, RawImage
 from qhrtem.model.microscope import INDEX, Microscope
 from qhrtem.model.twin import Twin
@@ -152,13 +153,13 @@ def test_a_set_change_of_focus_is_where_the_lens_is_looked_for(island: Slab) -> 
 
 def test_a_laid_image_comes_back_the_same(island: Slab) -> None:
     reference, state, _ = reference_of(island)
-    diffuse = torch.linspace(0, 1 / 7, 12).reshape(3, 4)
+    diffuse = Diffuse(torch.linspace(0, 1 / 7, 12).reshape(3, 4))
     form = LaidForm(ReachedForm(state.columns.projection))
     for lead in (31.5, np.inf):
         before = Laid(State(state.columns, state.microscope.with_values(c1=1 / 3), diffuse), (-3, 4), lead)
         after = form.load(form.save(before))
         assert (after.whole, after.lead) == ((-3, 4), lead)
-        assert torch.equal(after.state.diffuse, diffuse) and after.state.microscope["c1"] == 1 / 3  # type: ignore[arg-type]
+        assert torch.equal(after.state.diffuse.image, diffuse.image) and after.state.microscope["c1"] == 1 / 3  # type: ignore[arg-type]
 
 
 def test_the_overlay_says_what_is_explained_where_the_images_overlap() -> None:
@@ -291,6 +292,7 @@ def test_two_images_are_fitted_together_and_a_resumed_fit_gives_the_same_bits(
     # Fewer of the steps that all fits have in common.
     monkeypatch.setattr("qhrtem.stages.structure.COUNT_ROUNDS", 3)
     monkeypatch.setattr("qhrtem.stages.structure.PHONON_PAIRS", (1, 1, 1))
+    monkeypatch.setattr("qhrtem.stages.thickness.PHONON_PAIRS", (1, 1, 1))
     monkeypatch.setattr("qhrtem.stages.further.PHONON_PAIRS", (1, 1, 1))
     monkeypatch.setattr("qhrtem.stages.thickness.MOST_PERIODS", 0)
     known: dict[str, Snapshot] = {}

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benches import bench_of
+from qhrtem.model.diffuse import Diffuse
 from qhrtem.model.forward import ForwardModel, make_field
 from qhrtem.model.micrograph import Micrograph
 from qhrtem.model.microscope import INDEX, PARAMETERS
@@ -79,7 +80,20 @@ def test_the_kept_exit_wave_is_renewed_when_it_must_be(island: Slab) -> None:
     moved = replace(state, columns=replace(island.columns, shift=shift))
     assert torch.allclose(bench.image(moved), island.model.image(moved.columns, state.microscope), atol=1e-6)
     assert torch.allclose(bench.image(state), first, atol=1e-6)
-    assert torch.allclose(bench.image(replace(state, diffuse=0.1)), first + 0.1, atol=1e-6)
+    assert torch.allclose(bench.image(replace(state, diffuse=Diffuse(0.1))), first + 0.1, atol=1e-6)
+
+
+def test_the_thermal_correction_follows_the_debye_waller_scale(island: Slab) -> None:
+    """In the image and in its derivative, by the slope that it carries."""
+    bench = bench_of(island)
+    lens = island.microscope.with_values(b_scale=1.2)
+    plain = State(island.columns, lens)
+    slope = torch.linspace(0, 1, bench.image(plain).numel()).reshape(bench.image(plain).shape)
+    warm = replace(plain, diffuse=Diffuse(0.01, slope, 1.0))
+    assert torch.allclose(bench.image(warm), bench.image(plain) + 0.01 + 0.2 * slope, atol=1e-6)
+    i = INDEX["b_scale"]
+    more = bench.global_jacobian(warm, [i]) - bench.global_jacobian(plain, [i])
+    assert np.allclose(more[0], PARAMETERS[i].step * slope.numpy(), atol=1e-5)
 
 
 def test_jacobian_is_the_derivative_per_step(island: Slab) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from evolving import evolution, known_of, lattice, plan
 from qhrtem.errors import PlanError
+from qhrtem.model.diffuse import Diffuse
 from qhrtem.model.micrograph import RawImage
 from qhrtem.simulate.evolution import together
 from qhrtem.stages.checkpoint import Log, Parts, Snapshot
@@ -75,7 +76,7 @@ def test_a_refused_frame_is_taken_back_without_work(it):
 
 def test_what_is_known_comes_back_bit_by_bit(it):
     known = replace(known_of(it), drift_A=np.array([1.5, -2.5]), waiting=0)
-    state = replace(known.state, diffuse=torch.full((4, 4), 0.25))
+    state = replace(known.state, diffuse=Diffuse(torch.full((4, 4), 0.25), b_scale=1.5))
     known = replace(known, state=state)
     view = Snapshot({"electrons": 3.0}, {"image": np.ones((2, 2), np.float32)})
     form = FrameForm(known_of(it), "digest")
@@ -91,7 +92,8 @@ def test_what_is_known_comes_back_bit_by_bit(it):
         ):
             assert (getattr(a, name) == getattr(b, name)).all()
     assert (back.known.ends.probability == known.ends.probability).all()
-    assert torch.equal(back.known.state.diffuse, state.diffuse)
+    mine, theirs = back.known.state.diffuse, state.diffuse
+    assert torch.equal(mine.image, theirs.image) and (mine.slope, mine.b_scale) == (0.0, 1.5)  # type: ignore[arg-type]
     assert (back.frame.position_px == make_frame(3, [0, 2]).position_px).all()
     assert np.isnan(back.frame.lens_sigma[1])
 

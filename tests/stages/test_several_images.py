@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from benches import bench_of, bench_of_series
+from qhrtem.model.diffuse import Diffuse
 from qhrtem.model.microscope import INDEX, PARAMETERS, SPECIMEN, acting_on, image_of, numbered, parameter
 from qhrtem.model.twin import Match
 from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
@@ -45,7 +46,9 @@ def pair_of(island: Slab) -> State:
     shift[:, 1] = shift[:, 0] + rng.normal(0, 0.01, (len(shift), 2))
     first = island.microscope.with_values(c1=56.0, tilt_x=1e-3)
     second = first.with_values(c1=88.0, shift_x=0.06, scale=0.99)
-    return State(replace(island.columns, shift=shift), first, 0.01, (OwnLens(second, -0.02),))
+    return State(
+        replace(island.columns, shift=shift), first, Diffuse(0.01), (OwnLens(second, Diffuse(-0.02)),)
+    )
 
 
 def test_numbers_name_image_and_parameter() -> None:
@@ -65,7 +68,7 @@ def test_values_of_all_images_and_back(island: Slab) -> None:
     assert after.microscope["c1"] == 56.0 and after.others[0].microscope["c1"] == 91.0
     # One specimen: its tilt is the same in every image.
     assert [v.microscope["tilt_x"] for v in after.views()] == [4e-3, 4e-3]
-    assert [v.diffuse for v in after.views()] == [0.01, -0.02]
+    assert [v.diffuse.image for v in after.views()] == [0.01, -0.02]
     alone = replace(state, others=())
     assert alone.views()[0] is alone and (alone.values() == state.microscope.values).all()
 
@@ -159,7 +162,7 @@ def test_repeated_frames_count_as_their_photons(island: Slab) -> None:
     number, electrons = 4, 5000.0
     lens, every = island.microscope, list(range(len(island.columns)))
     bench = bench_of_series(island, island.columns, [lens] * number, electrons)
-    start = State(island.columns, lens, 0.0, (OwnLens(lens),) * (number - 1))
+    start = State(island.columns, lens, others=(OwnLens(lens),) * (number - 1))
     free = [numbered(name, n) for n in range(number) for name in ("c1", "a1_x", "vibration_xx")]
     found = refine(bench, start, free, every, 4)
     one = Bench(island.model, bench.misfit)
@@ -202,7 +205,7 @@ def test_a_focal_series_settles_counts_that_one_image_leaves_open(island: Slab) 
     begun = [m.with_values(c1=m["c1"] + 3, shift_y=0.0) for m in lenses]
     wrong, error = [], []
     for others, misfits in (((), ()), (tuple(OwnLens(m) for m in begun[1:]), bench.others)):
-        state = State(columns, begun[0], 0.0, others)
+        state = State(columns, begun[0], others=others)
         its = Bench(island.model, bench.misfit, others=misfits)
         state = refine(its, state, free_lens(state, EARLY), [], 3).state
         for _ in range(4):
@@ -224,9 +227,9 @@ def test_thermal_correction_is_each_images_own(island: Slab) -> None:
     bench = bench_of_series(island, island.columns, [island.microscope] * 2)
     warm = corrected(bench, state, 2, np.random.default_rng(0))
     alone = corrected(bench, replace(state, others=()), 2, np.random.default_rng(0))
-    assert isinstance(warm.diffuse, torch.Tensor) and isinstance(warm.others[0].diffuse, torch.Tensor)
-    assert torch.equal(warm.diffuse, alone.diffuse)
-    assert not torch.allclose(warm.diffuse, warm.others[0].diffuse, atol=1e-4)
+    first, second = (torch.as_tensor(v.diffuse.image) for v in warm.views())
+    assert torch.equal(first, torch.as_tensor(alone.diffuse.image))
+    assert not torch.allclose(first, second, atol=1e-4)
 
 
 def test_white_noise_of_the_first_image_is_that_of_one(island: Slab) -> None:

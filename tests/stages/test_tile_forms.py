@@ -9,6 +9,7 @@ import torch
 import slabs
 from benches import bench_of
 from qhrtem.calibrate.lattice import Lattice
+from qhrtem.model.diffuse import Diffuse
 from qhrtem.model.micrograph import Micrograph
 from qhrtem.model.microscope import INDEX
 from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
@@ -61,7 +62,7 @@ def test_what_settles_and_what_ends_comes_back(island: Slab, job: Job) -> None:
     everything = list(range(len(island.columns)))
     neighbours = Neighbours.within(island.columns, 2.8)
     rules = SurfaceEnergy(neighbours), NeighbourStep(neighbours, 6.0)
-    state = State(island.columns, island.microscope, torch.full(bench.misfit.measured.shape, 1e-3))
+    state = State(island.columns, island.microscope, Diffuse(torch.full(bench.misfit.measured.shape, 1e-3)))
     refined = refine(bench, state, FREE, everything, 1, probe=white_noise(bench, 7, 2))
     final = count_round(bench, refined.state, FREE, everything, everything, *rules, {})
     rivals = (Rival("thicker", 3.0, island.columns.element_counts() + 1), Rival("elsewhere", 9.0))

@@ -13,7 +13,9 @@ cancels their cross terms. A handful of configurations then reaches what plain s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -32,26 +34,57 @@ from qhrtem.specimen.columns import AtomList, ColumnModel
 Floats = NDArray[np.float64]
 PHONON_PIXEL_A = 0.06  # coarsest sampling of waves through rigid atoms
 AT_ONCE = 2**20  # pixels of transmission functions; arrays of more are slower to get than to fill
+SLOPE_PAIRS, SLOPE_STEP = 2, 0.2  # frozen-phonon pairs, and change of the Debye–Waller scale, for its slope
 SPREAD_A = 1.0  # blur of the background that the source makes of beams at high angles
+
+
+@dataclass(frozen=True)
+class Diffuse:
+    """What thermal diffuse scattering adds to the coherent image, near one Debye–Waller scale.
+
+    The coherent image alone answers a Debye–Waller scale wrongly, for heavy atoms by half: it does not know
+    where the electrons that it loses come down.
+    """
+
+    image: Tensor | float = 0.0  # image grid, vacuum = 1
+    slope: Tensor | float = 0.0  # image grid, change for one more of the Debye–Waller scale
+    b_scale: float = 1.0  # that `image` was computed for
+
+    def at(self, microscope: Microscope) -> Tensor | float:
+        """Return the addition (image grid) at the Debye–Waller scale of a microscope."""
+        return self.image + (microscope["b_scale"] - self.b_scale) * self.slope
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Diffuse:
+        """Return the addition with its images changed alike, such as moved."""
+        image, slope = (change(v) if isinstance(v, Tensor) else v for v in (self.image, self.slope))
+        return Diffuse(image, slope, self.b_scale)
 
 
 def displacement_pairs(atoms: AtomList, sigma: Floats, pairs: int, generator: np.random.Generator) -> Floats:
     """Return displacements (pairs, N, 2) in Å; each stands for itself and its negative.
 
     sigma: (N,) standard deviation along each axis, Å. Over the pairs every coordinate has the exact second
-    moment σ², and up to `pairs` coordinates of one column are orthogonal to each other.
+    moment σ², and up to `pairs` successive coordinates of one column are orthogonal to each other. The
+    generator gives one seed, from which the draw of an atom follows by its column and site alone: specimens
+    that differ in other atoms are compared under the same displacements.
     """
-    out = np.empty((pairs, len(sigma), 2))
-    for column in np.unique(atoms.column):
-        mine = np.flatnonzero(atoms.column == column)
-        coordinates = 2 * len(mine)
-        blocks = []
-        for start in range(0, coordinates, pairs):
-            draw = generator.standard_normal((pairs, min(pairs, coordinates - start)))
-            q, r = np.linalg.qr(draw)
-            blocks.append(q * np.sign(np.diag(r)) * math.sqrt(pairs))
-        out[:, mine] = np.concatenate(blocks, axis=1).reshape(pairs, len(mine), 2)
-    return out * sigma[None, :, None]
+    seed = int(generator.integers(2**63))
+    coordinate = 2 * atoms.site[:, None] + np.arange(2)  # (N, 2)
+    block, place = np.divmod(coordinate, pairs)
+    keys, which = np.unique(
+        np.stack(np.broadcast_arrays(atoms.column[:, None], block), axis=-1).reshape(-1, 2),
+        axis=0,
+        return_inverse=True,
+    )
+    draws = np.empty((len(keys), pairs, pairs))
+    for draw, (column, number) in zip(draws, keys.tolist(), strict=True):
+        # Sites are counted from anywhere, seeds from zero.
+        own = np.random.default_rng([seed, column, 2 * abs(number) + (number < 0)])
+        draw[...] = own.standard_normal((pairs, pairs))
+    q, r = np.linalg.qr(draws)
+    q *= np.sign(np.diagonal(r, axis1=1, axis2=2))[:, None]
+    unit = q[which.reshape(coordinate.shape), :, place] * math.sqrt(pairs)  # (N, 2, pairs)
+    return np.asarray(np.moveaxis(unit, -1, 0) * sigma[None, :, None])
 
 
 class RigidModel:
@@ -171,3 +204,32 @@ def diffuse_image(
     """Return what thermal diffuse scattering adds to the coherent image of `ForwardModel.image`."""
     full = frozen_phonon_image(model, columns, microscope, pairs, generator, workers)
     return full - model.image(columns, microscope)
+
+
+def diffuse_around(
+    model: ForwardModel,
+    columns: ColumnModel,
+    microscope: Microscope,
+    pairs: int,
+    generator: np.random.Generator,
+    workers: int = 1,
+) -> Diffuse:
+    """Return what thermal diffuse scattering adds, and how that follows the Debye–Waller scale.
+
+    The slope is a difference under the same displacements, scaled, of `SLOPE_PAIRS` pairs.
+    """
+    image = diffuse_image(model, columns, microscope, pairs, generator, workers)
+    seed = int(generator.integers(2**63))
+    scale = microscope["b_scale"]
+    low, high = (
+        diffuse_image(
+            model,
+            columns,
+            microscope.with_values(b_scale=b),
+            SLOPE_PAIRS,
+            np.random.default_rng(seed),
+            workers,
+        )
+        for b in (scale, scale + SLOPE_STEP)
+    )
+    return Diffuse(image, (high - low) / SLOPE_STEP, scale)

@@ -85,7 +85,7 @@ def assess(
     likelihood = count_probability(state.columns, evidence, marginals)
     probability = likelihood * agreed(state.columns, evidence.rivals, max(own, shared))
     refined = replace(evidence.refined, undecided=marginals.continuous, column_error=own, common_error=shared)
-    diffuse = torch.as_tensor(state.diffuse, dtype=torch.float32).expand(bench.model.field.image_grid.shape)
+    diffuse = torch.as_tensor(state.diffuse.at(state.microscope), dtype=torch.float32)
     return Assessed(
         matches[0],
         position_sigma(state, refined, start.field.pivot),
@@ -96,7 +96,7 @@ def assess(
         shared,
         tuple(evidence.imaging),
         dict(evidence.rejected),
-        diffuse.cpu().numpy().copy(),
+        diffuse.expand(bench.model.field.image_grid.shape).cpu().numpy().copy(),
         (
             error_note(own, shared),
             _rival_note(evidence, max(own, shared)),

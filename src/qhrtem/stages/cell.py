@@ -126,7 +126,8 @@ class RepeatedCell:
 
         C1 of the microscope refers to the exit face of a specimen `centre` slices thick; others are taken to
         be centred on the same mid-plane. A mistilt leaves the mid-plane in place. Vibration and MTF
-        are not applied.
+        are not applied. The mean is that of the incident wave: electrons that absorption takes from the
+        coherent wave reach the image as a background that is nearly flat within a cell.
         """
         m, lam = microscope, wavelength(self.energy)
         base = chi(self.grid, self.energy, m.coefficients())  # type: ignore[arg-type]
@@ -149,7 +150,9 @@ class RepeatedCell:
             transfer = torch.polar(envelope, -(base + math.pi * lam * f * self.radius**2)).to(chosen.dtype)
             wave = ifft2(chosen * transfer) * cells
             total += w * (wave.real**2 + wave.imag**2)
-        return fft2(total) / cells
+        out = fft2(total) / cells
+        out[:, 0, 0] = 1.0
+        return out
 
 
 def _repeat(rise: float, period: float) -> int:

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from qhrtem.calibrate.lattice import Lattice
+from qhrtem.model.diffuse import Diffuse
 from qhrtem.model.microscope import Microscope
 from qhrtem.model.twin import Step
 from qhrtem.specimen.columns import ColumnModel
@@ -289,19 +290,29 @@ class ReachedForm:
 def save_lens(own: OwnLens) -> Snapshot:
     """Return the snapshot of lens and thermal correction of an image."""
     lens = save_microscope(own.microscope)
-    if isinstance(own.diffuse, torch.Tensor):
-        return Snapshot(lens.facts, {**lens.arrays, "diffuse": own.diffuse.cpu().numpy()})
-    return Snapshot({**lens.facts, "diffuse": float(own.diffuse)}, lens.arrays)
+    facts: dict[str, Any] = {**lens.facts, "diffuse_b_scale": float(own.diffuse.b_scale)}
+    arrays = dict(lens.arrays)
+    for name in DIFFUSE_IMAGES:
+        part = getattr(own.diffuse, name)
+        if isinstance(part, torch.Tensor):
+            arrays[f"diffuse_{name}"] = part.cpu().numpy()
+        else:
+            facts[f"diffuse_{name}"] = float(part)
+    return Snapshot(facts, arrays)
 
 
 def load_lens(snapshot: Snapshot) -> OwnLens:
     """Return lens and thermal correction of a snapshot."""
-    diffuse: torch.Tensor | float = snapshot.facts.get("diffuse", 0.0)
-    if "diffuse" in snapshot.arrays:
-        diffuse = torch.from_numpy(snapshot.arrays["diffuse"])
+    parts: list[torch.Tensor | float] = []
+    for name in DIFFUSE_IMAGES:
+        key = f"diffuse_{name}"
+        held = snapshot.arrays.get(key)
+        parts.append(snapshot.facts[key] if held is None else torch.from_numpy(held))
+    diffuse = Diffuse(parts[0], parts[1], snapshot.facts["diffuse_b_scale"])
     return OwnLens(load_microscope(snapshot), diffuse)
 
 
+DIFFUSE_IMAGES = ("image", "slope")
 COLUMN_ARRAYS = ("kind", "cell", "anchor", "frame", "rise", "shift", "first", "last")
 
 

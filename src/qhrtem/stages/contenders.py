@@ -16,15 +16,14 @@ from qhrtem.stages.objective import Bench, State, make_misfit
 from qhrtem.stages.start import Start
 from qhrtem.stages.structure import (
     EARLY,
-    PHONON_PAIRS,
     SHIFT,
     Contender,
-    corrected,
     eligible,
     free_lens,
     neighbour_radius,
 )
 from qhrtem.stages.surfaces import outline_round
+from qhrtem.stages.thermal import PHONON_PAIRS, corrected
 from qhrtem.stages.thickness import HOPELESS
 from qhrtem.stages.watch import View, lens_sigma
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from scipy import ndimage
 
 from qhrtem.calibrate.area import grown, unusable_area
 from qhrtem.calibrate.lattice import Lattice
-from qhrtem.model.diffuse import diffuse_image
+from qhrtem.model.diffuse import Diffuse, diffuse_image
 from qhrtem.model.forward import Field, ForwardModel
 from qhrtem.model.micrograph import Micrograph
 from qhrtem.model.microscope import INDEX, PARAMETERS, Microscope
@@ -106,7 +107,9 @@ def known_from(twin: Twin) -> Known:
     inside = twin.columns.inside
     best = float(twin.columns.p_exact[inside].max()) if inside.any() else 1.0
     ends = certain(f.columns, where, twin.columns.p_exact / max(best, 1e-6))
-    state = State(f.columns, _prior(f, twin), torch.as_tensor(f.diffuse))
+    state = State(
+        f.columns, _prior(f, twin), Diffuse(torch.as_tensor(f.diffuse), b_scale=f.microscope["b_scale"])
+    )
     return Known(state, f.field, Atlas(f.columns), ends, np.zeros(2), best)
 
 
@@ -139,7 +142,7 @@ def follow(
     field = known.field
     last = known.state
     model = ForwardModel(field, last.microscope.energy)
-    image = model.image(last.columns, last.microscope) + last.diffuse
+    image = model.image(last.columns, last.microscope) + last.diffuse.at(last.microscope)
     drift = find_drift(image, micrograph, field, LIMIT_A * (1 + known.waiting))
     start, state = _placed(known, micrograph, drift.step_A)
     border = BORDER_A + start.microscope.delocalisation()
@@ -197,9 +200,7 @@ def _placed(known: Known, micrograph: Micrograph, step: Floats) -> tuple[Start, 
     place = np.round(field.to_detector(columns.anchor)).astype(int)
     place = np.clip(place, 0, np.array(field.image_shape) - 1)
     blind = unusable_area(micrograph.valid)[place[:, 0], place[:, 1]]
-    diffuse = known.state.diffuse
-    if isinstance(diffuse, torch.Tensor):
-        diffuse = moved_image(diffuse, field, step)
+    diffuse = known.state.diffuse.mapped(partial(moved_image, field=field, step=step))
     start = Start(field, columns, lens, shown(field, columns) & ~blind)
     return start, State(columns, replace(lens, values=lens.mean.copy()), diffuse)
 
@@ -221,16 +222,15 @@ def _aligned(bench: Bench, state: State, drift: Drift) -> tuple[State, Drift]:
     values[held] = before
     lens = replace(lens, values=values)
     columns = replace(state.columns, anchor=state.columns.anchor + by)
-    diffuse = state.diffuse
-    if isinstance(diffuse, torch.Tensor):
-        diffuse = moved_image(diffuse, bench.model.field, by)
+    diffuse = state.diffuse.mapped(partial(moved_image, field=bench.model.field, step=by))
     return State(columns, lens, diffuse), replace(drift, step_A=drift.step_A + by)
 
 
 def _warmer(bench: Bench, state: State, generator: np.random.Generator) -> State:
     """Return the state with a share of its thermal diffuse correction drawn anew."""
     fresh = diffuse_image(bench.model, state.columns, state.microscope, 1, generator, bench.workers)
-    return replace(state, diffuse=(1 - RENEWED) * state.diffuse + RENEWED * fresh)
+    mixed = (1 - RENEWED) * state.diffuse.at(state.microscope) + RENEWED * fresh
+    return replace(state, diffuse=Diffuse(mixed, state.diffuse.slope, state.microscope["b_scale"]))
 
 
 def _settled(

@@ -34,7 +34,8 @@ from qhrtem.stages.joint import refine
 from qhrtem.stages.objective import Bench, Misfit, OwnLens, State, make_misfit
 from qhrtem.stages.result import Placed
 from qhrtem.stages.start import planned_microscope, stated_pixel
-from qhrtem.stages.structure import EARLY, PHONON_PAIRS, SHIFT, Contender, corrected, free_lens
+from qhrtem.stages.structure import EARLY, SHIFT, Contender, free_lens
+from qhrtem.stages.thermal import PHONON_PAIRS, corrected
 
 T = TypeVar("T", bound=np.generic)
 Floats = NDArray[np.float64]

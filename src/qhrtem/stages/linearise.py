@@ -170,7 +170,7 @@ def _of_image(
 ) -> tuple[Bordered, Floats]:
     """Return normal matrix and gradients (1 + D, unknowns) of one image; state: as it alone has it."""
     window = WindowModel(bench.model, state.columns, state.microscope)
-    image = window.image() + state.diffuse
+    image = window.image() + state.diffuse.at(state.microscope)
     weight = misfit.weight(image).numpy()
     residual = (misfit.measured - image).numpy() * weight
     noise = () if probe is None else probe.numpy() * np.sqrt(weight)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import linalg, sparse
 
 from qhrtem.calibrate.lattice import Lattice
+from qhrtem.model.diffuse import Diffuse
 from qhrtem.model.micrograph import Micrograph
 from qhrtem.model.microscope import PARAMETERS, Microscope
 from qhrtem.model.tiles import tiled_image
@@ -57,7 +58,7 @@ def merged(
     columns = _columns(whole, tiles, owner)
     lens = agreed.microscope(plan, np.zeros(2), prior=False)
     diffuse = _diffuse(whole, tiles)
-    state = State(columns, lens, torch.from_numpy(diffuse))
+    state = State(columns, lens, Diffuse(torch.from_numpy(diffuse), b_scale=lens["b_scale"]))
     start = replace(whole, columns=columns, microscope=lens)
     image = tiled_image(
         lens.energy, whole.field, columns, lens, workers=os.cpu_count() or 1, bend=agreed.bend

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qhrtem.model.diffuse import Diffuse
 from qhrtem.model.forward import Field, ForwardModel
 from qhrtem.model.micrograph import Micrograph
 from qhrtem.model.microscope import PARAMETERS, SPECIMEN, Microscope
@@ -20,9 +21,10 @@ from qhrtem.model.window import Move, Response, Tangent, WindowModel
 from qhrtem.specimen.columns import ColumnModel
 
 Floats = NDArray[np.float64]
-# Part of the absorptive form factor used in the fast coherent image. The rest of what leaves the coherent
-# wave returns to the image as diffuse intensity; the remaining difference is carried by `State.diffuse`.
-EFFECTIVE_ABSORPTION = 0.35
+# Part of the absorptive form factor used in the fast coherent image. What else the image holds,
+# `State.diffuse` carries, but a move is seen by the coherent image alone: this share is the one at which one
+# atom more changes it most like the average over frozen phonons (benchmarks/thermal.md).
+EFFECTIVE_ABSORPTION = 0.8
 AROUND_A = 6.0  # columns nearer than this change what a change of a column does to the image
 
 
@@ -31,7 +33,7 @@ class OwnLens:
     """What is a further image's own: the lens, and the thermal correction computed for it."""
 
     microscope: Microscope  # its mistilt and Debye–Waller scale are those of the first image
-    diffuse: Tensor | float = 0.0  # image grid, added to the coherent image
+    diffuse: Diffuse = Diffuse()  # added to the coherent image
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class State:
 
     columns: ColumnModel
     microscope: Microscope
-    diffuse: Tensor | float = 0.0  # image grid, added to the coherent image
+    diffuse: Diffuse = Diffuse()  # added to the coherent image
     others: tuple[OwnLens, ...] = ()
 
     def occupied(self) -> list[int]:
@@ -171,7 +173,7 @@ class Bench:
         if self._key != key or self._spectrum is None:
             self._spectrum = self.model.exit_spectrum(state.columns, state.microscope)
             self._key, self._held = key, state.columns
-        return self.model.image_of(*self._spectrum, state.microscope) + state.diffuse
+        return self.model.image_of(*self._spectrum, state.microscope) + state.diffuse.at(state.microscope)
 
     def images(self, state: State) -> list[Tensor]:
         """Return what every image of a state should show, the first first."""
@@ -214,7 +216,8 @@ class Bench:
             m = state.microscope.with_vector([i], np.array([x]))
             same = _wave_of(state.columns, m) == self._key
             wave = self._spectrum if same else None
-            images.append(self.model.image_of(*(wave or self.model.exit_spectrum(state.columns, m)), m))
+            wave = wave or self.model.exit_spectrum(state.columns, m)
+            images.append(self.model.image_of(*wave, m) + state.diffuse.at(m))
         return (images[0] - images[1]) * (p.step / (up - down))
 
     def respond(self, window: WindowModel, c: int, changes: Sequence[Move | Tangent]) -> Response:

@@ -12,7 +12,6 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from qhrtem.model.diffuse import diffuse_image
 from qhrtem.model.microscope import SPECIMEN, numbered
 from qhrtem.specimen.crystal import Projection
 from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
@@ -23,6 +22,7 @@ from qhrtem.stages.joint import refine
 from qhrtem.stages.objective import Bench, State, white_noise
 from qhrtem.stages.start import Start
 from qhrtem.stages.surfaces import outline_round
+from qhrtem.stages.thermal import PHONON_PAIRS, corrected
 from qhrtem.stages.thickness import Rival, basin_cost, other_thicknesses
 from qhrtem.stages.watch import View, lens_sigma
 
@@ -44,7 +44,6 @@ SHIFT = ("shift_x", "shift_y")  # of a further image against the first, which sa
 EARLY_ROUNDS = 2
 SETTLED_ROUNDS = 4  # from here on the outline stays and only undecided columns are looked at
 NOISE_DRAWS = 8  # of white noise, whose mean says what a perfect model would leave
-PHONON_PAIRS = (3, 6, 8)  # frozen-phonon pairs of the first, middle and last thermal correction
 COUNT_ROUNDS = 10
 USUAL_ROUNDS = 7  # for the estimate of the time left
 STEEPEST_A = 6.0  # a surface does not jump by more between neighbours
@@ -229,22 +228,12 @@ def finished(rounds: Rounds, done: Reached, begun: int) -> tuple[State, tuple[Ri
     lens = free_lens(done.state, LENS)
     rounds.log.done = 0.75
     rules = rounds.surface(done.state), rounds.support, rounds.rejected
-    return other_thicknesses(rounds.bench, done.state, lens, *rules, rounds.part, rounds.log)
+    return other_thicknesses(rounds.bench, done.state, lens, *rules, rounds.seed, rounds.part, rounds.log)
 
 
 def eligible(start: Start) -> set[int]:
     """Return the columns that the image shows and that may therefore appear or vanish."""
     return {int(c) for c in np.flatnonzero(start.eligible)}
-
-
-def corrected(bench: Bench, state: State, pairs: int, generator: np.random.Generator) -> State:
-    """Return the state with its thermal diffuse correction, of every image, computed anew."""
-    first, *rest = (
-        diffuse_image(bench.model, v.columns, v.microscope, pairs, generator, bench.workers)
-        for v in state.views()
-    )
-    others = tuple(replace(e, diffuse=d) for e, d in zip(state.others, rest, strict=True))
-    return replace(state, diffuse=first, others=others)
 
 
 def free_lens(state: State, names: tuple[str, ...]) -> list[int]:

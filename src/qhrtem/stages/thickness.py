@@ -3,7 +3,8 @@
 One period more or less in every column changes the image far less than in one column, because C1, vibration,
 focal spread and Debye–Waller factors follow. Single-column moves therefore never cross between these basins.
 Each neighbouring thickness is treated like the present one and compared by its exact cost; what
-the image does not tell apart stays in the error bars.
+the image does not tell apart stays in the error bars. Costs compare under one draw of thermal displacements
+alone, each specimen's correction computed for itself: that of another thickness is worth hundreds of χ².
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from qhrtem.stages.checkpoint import Log, Reached
 from qhrtem.stages.counts import LEAST_CHI2_GAIN, count_round
 from qhrtem.stages.joint import refine, total_cost
 from qhrtem.stages.objective import Bench, State
+from qhrtem.stages.thermal import PHONON_PAIRS, corrected
 
 HOPELESS = 300.0  # χ² units behind after the first refinement: no later round makes up for it
 MOST_PERIODS = 8  # tried in each direction; each ends where neither neighbour is better
@@ -65,13 +67,17 @@ def explore(
     support: NeighbourStep,
     rejected: dict[str, int],
     target: float,
+    seed: int,
 ) -> tuple[State, float]:
     """Return the best state found from a start `periods` thicker, and its cost with the surface energy.
 
-    target: cost of the present basin; exploration stops early when the new one is far behind.
+    target: cost of the present basin; exploration stops early when the new one is far behind. seed: of the
+    thermal displacements, the same for all that are compared.
     """
-    trial = shifted(state, periods)
-    trial = refine(bench, trial, imaging, [], 3).state
+    trial = state
+    if periods:
+        trial = refine(bench, shifted(state, periods), imaging, [], 3).state
+    trial = corrected(bench, trial, PHONON_PAIRS[1], np.random.default_rng([seed, 5]))
     cost = np.inf
     moving = trial.occupied()
     for _ in range(3):
@@ -96,25 +102,28 @@ def other_thicknesses(
     surface: SurfaceEnergy,
     support: NeighbourStep,
     rejected: dict[str, int],
+    seed: int,
     part: Callable[[str, partial[Reached]], Reached],
     log: Log,
 ) -> tuple[State, tuple[Rival, ...]]:
     """Return the best state among thicker and thinner specimens, and the others as its rivals.
 
     Both neighbours are fitted before one is chosen: a state that has not converged loses against either.
-    part: gives what a named part reaches, computed or remembered.
+    seed: of the thermal displacements; part: gives what a named part reaches, computed or remembered.
     """
-    present = Reached(state, basin_cost(bench, state, imaging, surface))
-    tried = {0: present}  # by periods more than the first
 
     def explored(start: Reached, direction: int) -> Reached:
+        target = start.number if direction else np.inf
         trial, value = explore(
-            bench, start.state, direction, imaging, surface, support, rejected, start.number
+            bench, start.state, direction, imaging, surface, support, rejected, target, seed
         )
-        note = f"{'thicker' if direction > 0 else 'thinner'} by a period: Δχ² {value - start.number:+.0f}"
+        note = "thermal diffuse intensity renewed"
+        if direction:
+            note = f"{'thicker' if direction > 0 else 'thinner'} by a period: Δχ² {value - start.number:+.0f}"
         log("counts", bench.chi2(trial), note)
         return Reached(trial, value)
 
+    tried = {0: part("thickness", partial(explored, Reached(state), 0))}  # by periods more than the first
     place = 0
     directions: tuple[int, ...] = (1, -1)
     for number in range(MOST_PERIODS):

@@ -25,16 +25,15 @@ from qhrtem.stages.start import Start
 from qhrtem.stages.structure import (
     EARLY,
     LENS,
-    PHONON_PAIRS,
     Contender,
     Rounds,
-    corrected,
     eligible,
     free_lens,
     neighbour_radius,
     settled,
 )
 from qhrtem.stages.surfaces import outline_round
+from qhrtem.stages.thermal import PHONON_PAIRS, corrected
 from qhrtem.stages.thickness import Rival
 from qhrtem.stages.watch import View
 
