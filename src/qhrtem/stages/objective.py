@@ -23,7 +23,7 @@ from qhrtem.specimen.columns import ColumnModel
 Floats = NDArray[np.float64]
 # Part of the absorptive form factor used in the fast coherent image. What else the image holds,
 # `State.diffuse` carries, but a move is seen by the coherent image alone: this share is the one at which one
-# atom more changes it most like the average over frozen phonons (benchmarks/thermal.md).
+# atom more changes it most like the average over frozen phonons (benchmarks/thermal_moves.md).
 EFFECTIVE_ABSORPTION = 0.8
 AROUND_A = 6.0  # columns nearer than this change what a change of a column does to the image
 
