@@ -26,7 +26,6 @@ from qhrtem.model.forward import Field, ForwardModel, finer
 from qhrtem.model.microscope import nominal
 from qhrtem.physics.coherence import full_intensity
 from qhrtem.specimen.columns import ColumnModel, lattice_columns
-from qhrtem.stages.objective import EFFECTIVE_ABSORPTION
 from slabs import Slab, slab
 
 
@@ -142,25 +141,6 @@ def test_the_addition_follows_the_debye_waller_scale(island: Slab) -> None:
         float((v - true / 2).square().mean()) for v in (coherent, coherent + extra.at(warm) - extra.at(m))
     )
     assert right < 0.5 * wrong
-
-
-def test_one_atom_more_is_seen_as_the_average_sees_it() -> None:
-    """By the share of absorption that fits use, far better than by Debye–Waller factors alone."""
-    island = slab(radius=4.5, ends=(20.0, 55.0))
-    middle = island.nearest("Ti")
-    last = island.columns.last.copy()
-    last[middle] += 1
-    more = island.columns.with_ends(island.columns.first, last)
-    true = sum(
-        frozen_phonon_image(island.model, c, island.microscope, 6, np.random.default_rng(2)) * sign
-        for c, sign in ((more, 1), (island.columns, -1))
-    )
-    error = {}
-    for share in (0.0, 0.35, EFFECTIVE_ABSORPTION):
-        m = island.microscope.with_values(absorption=share)
-        change = island.model.image(more, m) - island.model.image(island.columns, m)
-        error[share] = float((change - true).square().mean())
-    assert error[EFFECTIVE_ABSORPTION] < 0.5 * error[0.35] < 0.5 * error[0.0]
 
 
 def test_a_frozen_lattice_average_matches_dr_probe() -> None:

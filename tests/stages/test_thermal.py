@@ -1,0 +1,44 @@
+"""The thermal correction of a state, and the coherent image that answers moves in between."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from benches import bench_of
+from qhrtem.model.diffuse import frozen_phonon_image
+from qhrtem.stages.objective import EFFECTIVE_ABSORPTION, State
+from qhrtem.stages.thermal import corrected
+from slabs import slab
+
+
+def test_a_corrected_image_is_the_average_over_frozen_phonons() -> None:
+    """At the Debye-Waller scale that it was computed for, whatever the state had before."""
+    island = slab(radius=3.5, ends=(20.0, 30.0))
+    bench = bench_of(island)
+    lens = island.microscope.with_values(b_scale=1.2, absorption=EFFECTIVE_ABSORPTION)
+    once = corrected(bench, State(island.columns, lens), 2, np.random.default_rng(1))
+    again = corrected(bench, once, 2, np.random.default_rng(1))
+    full = frozen_phonon_image(island.model, island.columns, lens, 2, np.random.default_rng(1))
+    assert torch.allclose(bench.image(once), full, atol=1e-6)
+    assert torch.equal(torch.as_tensor(once.diffuse.image), torch.as_tensor(again.diffuse.image))
+    assert once.diffuse.b_scale == 1.2 and torch.as_tensor(once.diffuse.slope).abs().max() > 1e-3
+
+
+def test_one_atom_more_is_seen_as_the_average_sees_it() -> None:
+    """By the share of absorption that fits use, far better than by Debye–Waller factors alone."""
+    island = slab(radius=4.5, ends=(20.0, 55.0))
+    middle = island.nearest("Ti")
+    last = island.columns.last.copy()
+    last[middle] += 1
+    more = island.columns.with_ends(island.columns.first, last)
+    true = sum(
+        frozen_phonon_image(island.model, c, island.microscope, 6, np.random.default_rng(2)) * sign
+        for c, sign in ((more, 1), (island.columns, -1))
+    )
+    error = {}
+    for share in (0.0, 0.35, EFFECTIVE_ABSORPTION):
+        m = island.microscope.with_values(absorption=share)
+        change = island.model.image(more, m) - island.model.image(island.columns, m)
+        error[share] = float((change - true).square().mean())
+    assert error[EFFECTIVE_ABSORPTION] < 0.5 * error[0.35] < 0.5 * error[0.0]
