@@ -22,7 +22,7 @@ from qhrtem.stages.joint import refine
 from qhrtem.stages.objective import Bench, State, white_noise
 from qhrtem.stages.start import Start
 from qhrtem.stages.surfaces import outline_round
-from qhrtem.stages.thermal import PHONON_PAIRS, corrected
+from qhrtem.stages.thermal import PHONON_PAIRS, corrected, stale
 from qhrtem.stages.thickness import Rival, basin_cost, other_thicknesses
 from qhrtem.stages.watch import View, lens_sigma
 
@@ -108,7 +108,7 @@ class Rounds:
             if number in (0, 1, 3):
                 state = self.part(f"surfaces {number}", partial(self.outline, done.state, lens)).state
                 done = replace(done, state=state)
-            if number in (0, 2):
+            if number in (0, 2) or stale(done.state):
                 pairs = PHONON_PAIRS[min(number, 1)]
                 thermal = partial(self.thermal, done.state, pairs, "counts")
                 done = replace(done, state=self.part(f"thermal {number}", thermal).state)

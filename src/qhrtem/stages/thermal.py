@@ -11,6 +11,13 @@ from qhrtem.stages.objective import Bench, State
 
 PHONON_PAIRS = (3, 8, 16)  # frozen-phonon pairs of the first, middle and last thermal correction
 
+STALE = 0.15  # change of the Debye–Waller scale over which the slope of a correction is not to be trusted
+
+
+def stale(state: State) -> bool:
+    """Return whether the Debye–Waller scale has left the one that the correction was computed for."""
+    return abs(state.microscope["b_scale"] - state.diffuse.b_scale) > STALE
+
 
 def corrected(bench: Bench, state: State, pairs: int, generator: np.random.Generator) -> State:
     """Return the state with its thermal diffuse correction, of every image, computed anew."""

@@ -22,9 +22,10 @@ from qhrtem.stages.checkpoint import Log, Reached
 from qhrtem.stages.counts import LEAST_CHI2_GAIN, count_round
 from qhrtem.stages.joint import refine, total_cost
 from qhrtem.stages.objective import Bench, State
-from qhrtem.stages.thermal import PHONON_PAIRS, corrected
+from qhrtem.stages.thermal import PHONON_PAIRS, corrected, stale
 
 HOPELESS = 300.0  # χ² units behind after the first refinement: no later round makes up for it
+MOST_ROUNDS = 4  # of counts in a specimen of another thickness
 MOST_PERIODS = 8  # tried in each direction; each ends where neither neighbour is better
 
 
@@ -72,20 +73,27 @@ def explore(
     """Return the best state found from a start `periods` thicker, and its cost with the surface energy.
 
     target: cost of the present basin; exploration stops early when the new one is far behind. seed: of the
-    thermal displacements, the same for all that are compared.
+    thermal displacements, the same for all that are compared. The cost is that under a thermal correction for
+    the Debye–Waller scale reached: one of another scale makes thin crystals with still atoms look good.
     """
     trial = state
     if periods:
         trial = refine(bench, shifted(state, periods), imaging, [], 3).state
-    trial = corrected(bench, trial, PHONON_PAIRS[1], np.random.default_rng([seed, 5]))
+
+    def renewed(state: State) -> State:
+        return corrected(bench, state, PHONON_PAIRS[1], np.random.default_rng([seed, 5]))
+
+    trial = renewed(trial)
     cost = np.inf
     moving = trial.occupied()
-    for _ in range(3):
+    for _ in range(MOST_ROUNDS):
         columns = trial.occupied()
         done = count_round(bench, trial, imaging, columns, moving, surface, support, rejected)
         trial, moving = done.state, sorted(done.undecided)
+        far = stale(trial)
+        trial = renewed(trial) if far else trial
         before, cost = cost, basin_cost(bench, trial, imaging, surface)
-        if cost > target + HOPELESS or before - cost < LEAST_CHI2_GAIN:
+        if not far and (cost > target + HOPELESS or before - cost < LEAST_CHI2_GAIN):
             break
     return trial, cost
 
