@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from benches import bench_of
+from qhrtem.model.diffuse import frozen_phonon_image
 from qhrtem.model.microscope import INDEX, nominal
 from qhrtem.specimen.columns import ColumnModel, lattice_columns
 from qhrtem.specimen.crystal import project, read_cif
 from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
 from qhrtem.stages.checkpoint import Forgetful, Log, Parts, ReachedForm
-from qhrtem.stages.objective import State
-from qhrtem.stages.thickness import Rival, other_thicknesses, shifted
+from qhrtem.stages.objective import EFFECTIVE_ABSORPTION, Bench, State
+from qhrtem.stages.thermal import corrected, stale
+from qhrtem.stages.thickness import Rival, explore, other_thicknesses, shifted
 from slabs import slab
 
 
@@ -70,6 +74,24 @@ def test_a_specimen_a_period_too_thick_is_found_out() -> None:
     assert len(rivals) + 1 == len(steps) >= 4 and min(r.behind for r in rivals) > 10
     thicker = next(r for r in rivals if r.name.endswith("Å thicker"))
     assert not thicker.agrees(counts).any()
+
+
+def test_the_correction_is_that_of_the_debye_waller_scale_reached() -> None:
+    """Atoms that move much more than the CIF says: the slope alone would not lead there."""
+    island = slab(radius=3.5, ends=(20.0, 30.0))
+    lens = island.microscope.with_values(absorption=EFFECTIVE_ABSORPTION)
+    lens.sigma[INDEX["b_scale"]] = 2.0
+    hot = lens.with_values(b_scale=1.8)
+    image = frozen_phonon_image(island.model, island.columns, hot, 8, np.random.default_rng(1))
+    bench = bench_of(island, electrons=20000.0, seed=None)
+    bench = Bench(bench.model, replace(bench.misfit, measured=image))
+    begun = corrected(bench, State(island.columns, lens), 2, np.random.default_rng(2))
+    neighbours = Neighbours.within(island.columns, 2.8)
+    rules = SurfaceEnergy(neighbours), NeighbourStep(neighbours, 6.0), dict[str, int]()
+    found, cost = explore(bench, begun, 0, [INDEX["b_scale"]], *rules, np.inf, 0)
+    assert found.microscope["b_scale"] == pytest.approx(1.8, abs=0.2)
+    assert stale(replace(found, diffuse=begun.diffuse)) and not stale(found)
+    assert np.isfinite(cost) and (found.columns.element_counts() == island.columns.element_counts()).all()
 
 
 def test_a_rival_with_other_columns_agrees_with_none() -> None:
