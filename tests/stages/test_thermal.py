@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 
 from benches import bench_of
 from qhrtem.model.diffuse import frozen_phonon_image
-from qhrtem.stages.objective import EFFECTIVE_ABSORPTION, State
-from qhrtem.stages.thermal import corrected
+from qhrtem.stages.objective import EFFECTIVE_ABSORPTION, Bench, State
+from qhrtem.stages.thermal import corrected, corrected_with_scatter
 from slabs import slab
 
 
@@ -23,6 +26,25 @@ def test_a_corrected_image_is_the_average_over_frozen_phonons() -> None:
     assert torch.allclose(bench.image(once), full, atol=1e-6)
     assert torch.equal(torch.as_tensor(once.diffuse.image), torch.as_tensor(again.diffuse.image))
     assert once.diffuse.b_scale == 1.2 and torch.as_tensor(once.diffuse.slope).abs().max() > 1e-3
+
+
+def test_the_scatter_of_a_correction_is_what_it_costs() -> None:
+    """On the mean over draws: with it taken off, few pairs and many cost the same."""
+    island = slab(radius=3.5, ends=(20.0, 30.0))
+    lens = island.microscope.with_values(absorption=EFFECTIVE_ABSORPTION, b_scale=2.0)
+    plain = State(island.columns, lens)
+    true = corrected(bench_of(island), plain, 60, np.random.default_rng(1))
+    bench = bench_of(island, electrons=2e5, seed=None)
+    bench = Bench(bench.model, replace(bench.misfit, measured=bench.image(true)))
+    costs, scatters = [], []
+    for seed in range(8):
+        state, scatter = corrected_with_scatter(bench, plain, 1, seed)
+        costs.append(bench.cost(state) - bench.cost(true))
+        scatters.append(scatter)
+    assert np.mean(costs) > 20
+    assert np.mean(scatters) == pytest.approx(np.mean(costs), rel=0.3)
+    still = replace(plain, microscope=lens.with_values(b_scale=0.4))
+    assert corrected_with_scatter(bench, still, 1, 0)[1] < 0.2 * np.mean(scatters)
 
 
 def test_one_atom_more_is_seen_as_the_average_sees_it() -> None:

@@ -4,7 +4,8 @@ One period more or less in every column changes the image far less than in one c
 focal spread and Debye–Waller factors follow. Single-column moves therefore never cross between these basins.
 Each neighbouring thickness is treated like the present one and compared by its exact cost; what
 the image does not tell apart stays in the error bars. Costs compare under one draw of thermal displacements
-alone, each specimen's correction computed for itself: that of another thickness is worth hundreds of χ².
+alone, each specimen's correction computed for itself and without what its scatter costs: either is worth
+hundreds of χ².
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from qhrtem.stages.checkpoint import Log, Reached
 from qhrtem.stages.counts import LEAST_CHI2_GAIN, count_round
 from qhrtem.stages.joint import refine, total_cost
 from qhrtem.stages.objective import Bench, State
-from qhrtem.stages.thermal import PHONON_PAIRS, corrected, stale
+from qhrtem.stages.thermal import PHONON_PAIRS, corrected_with_scatter, stale
 
 HOPELESS = 300.0  # χ² units behind after the first refinement: no later round makes up for it
 MOST_ROUNDS = 4  # of counts in a specimen of another thickness
@@ -74,16 +75,14 @@ def explore(
 
     target: cost of the present basin; exploration stops early when the new one is far behind. seed: of the
     thermal displacements, the same for all that are compared. The cost is that under a thermal correction for
-    the Debye–Waller scale reached: one of another scale makes thin crystals with still atoms look good.
+    the Debye–Waller scale reached, without what the scatter of its configurations adds: either would favour
+    thin crystals with still atoms.
     """
     trial = state
     if periods:
         trial = refine(bench, shifted(state, periods), imaging, [], 3).state
 
-    def renewed(state: State) -> State:
-        return corrected(bench, state, PHONON_PAIRS[1], np.random.default_rng([seed, 5]))
-
-    trial = renewed(trial)
+    trial, scatter = corrected_with_scatter(bench, trial, PHONON_PAIRS[1], seed)
     cost = np.inf
     moving = trial.occupied()
     for _ in range(MOST_ROUNDS):
@@ -91,8 +90,9 @@ def explore(
         done = count_round(bench, trial, imaging, columns, moving, surface, support, rejected)
         trial, moving = done.state, sorted(done.undecided)
         far = stale(trial)
-        trial = renewed(trial) if far else trial
-        before, cost = cost, basin_cost(bench, trial, imaging, surface)
+        if far:
+            trial, scatter = corrected_with_scatter(bench, trial, PHONON_PAIRS[1], seed)
+        before, cost = cost, basin_cost(bench, trial, imaging, surface) - scatter
         if not far and (cost > target + HOPELESS or before - cost < LEAST_CHI2_GAIN):
             break
     return trial, cost
