@@ -66,6 +66,7 @@ bench-input: $(STAMP)
 bench-forward: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/forward.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/thermal.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/thermal_moves.py
 	test ! -d $(REFERENCE) || OMP_NUM_THREADS=1 $(BIN)/python benchmarks/drprobe_agreement.py --folder $(REFERENCE)
 
 # One thread a run, JOBS runs at a time; the quick table goes to build/, the full one to benchmarks/optimiser/results.md.
