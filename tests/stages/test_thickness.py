@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benches import bench_of
-from qhrtem.model.diffuse import frozen_phonon_image
+from qhrtem.model.diffuse import diffuse_image, frozen_phonon_image
 from qhrtem.model.microscope import INDEX, nominal
 from qhrtem.specimen.columns import ColumnModel, lattice_columns
 from qhrtem.specimen.crystal import project, read_cif
@@ -59,6 +59,8 @@ def test_no_column_vanishes(columns: ColumnModel) -> None:
 def test_a_specimen_a_period_too_thick_is_found_out() -> None:
     island = slab(radius=3.5)
     bench = bench_of(island, electrons=20000.0)
+    extra = diffuse_image(island.model, island.columns, island.microscope, 12, np.random.default_rng(1))
+    bench = Bench(bench.model, replace(bench.misfit, measured=bench.misfit.measured + extra))
     wrong = shifted(State(island.columns, island.microscope), 1)
     neighbours = Neighbours.within(island.columns, 2.8)
     steps: list[str] = []
