@@ -41,7 +41,8 @@ def run(spec: Spec, folder: Path, reuse: bool) -> list[str]:
         (folder / f"{spec.name}.log").write_text(done.stdout + done.stderr, "utf-8")
         if done.returncode:
             said = (done.stderr or done.stdout).strip().splitlines()
-            return [spec.name, f"refused with exit {done.returncode}: {said[-1] if said else ''}"]
+            why = said[-1].replace(f"error: {out}: ", "") if said else ""
+            return [spec.name, f"refused with exit {done.returncode}: {why}"]
     return line(spec, folder, out)
 
 
