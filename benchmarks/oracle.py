@@ -65,11 +65,7 @@ def bench_of(run: Path) -> tuple[Bench, State, Any]:
     f = twin.fitted
     border = BORDER_A + f.microscope.delocalisation()
     bench = Bench(ForwardModel(f.field, f.microscope.energy), make_misfit(micrograph, f.field, border), 2)
-    return (
-        bench,
-        State(f.columns, f.microscope, Diffuse(torch.as_tensor(f.diffuse), b_scale=f.microscope["b_scale"])),
-        f,
-    )
+    return bench, State(f.columns, f.microscope, Diffuse.without_slope(f.diffuse, f.microscope)), f
 
 
 def matched(columns: ColumnModel, fitted: Any, truth: Any) -> NDArray[np.int64]:

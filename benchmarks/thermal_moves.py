@@ -23,7 +23,7 @@ from torch import Tensor
 from unseen.suite import CEO2, GOLD, LAALO3, MGO
 
 from qhrtem.grid import Grid
-from qhrtem.model.diffuse import RigidModel, diffuse_around
+from qhrtem.model.diffuse import diffuse_around, frozen_phonon_image
 from qhrtem.model.forward import Field, ForwardModel
 from qhrtem.model.microscope import Microscope, nominal
 from qhrtem.run.process import prepare
@@ -85,7 +85,7 @@ def around(place: np.ndarray) -> Tensor:
 
 def average(model: ForwardModel, columns: ColumnModel, lens: Microscope, pairs: int) -> Tensor:
     """Return the frozen-phonon image; atoms that two specimens share are displaced alike."""
-    return RigidModel(model, columns, lens).average(pairs, np.random.default_rng(3), 2)
+    return frozen_phonon_image(model, columns, lens, pairs, np.random.default_rng(3), 2)
 
 
 def errors(true: Tensor, found: list[Tensor], where: Tensor) -> list[str]:
@@ -104,9 +104,9 @@ def lines(structure: object, zone: tuple[int, int, int], thickness: float, pairs
     plain = [model.image(columns, m) for m in shares]
     out = []
     for kind in columns.projection.kinds:
-        picked = chosen(columns, kind.name)
         if any(row[2] == kind.name for row in out):
             continue
+        picked = chosen(columns, kind.name)
         last = columns.last.copy()
         last[picked] += 1
         more = columns.with_ends(columns.first, last)

@@ -53,7 +53,7 @@ def known_of(it: Evolution) -> Known:
     columns = specimen.columns
     ends = certain(columns, np.arange(len(columns)), np.full(len(columns), 0.99))
     extra = diffuse_image(ForwardModel(it.field, lens.energy), columns, lens, 4, np.random.default_rng(0))
-    state = State(columns, lens, Diffuse(extra, b_scale=lens["b_scale"]))
+    state = State(columns, lens, Diffuse.without_slope(extra, lens))
     return Known(state, it.field, Atlas(columns), ends, np.zeros(2), 1.0)
 
 

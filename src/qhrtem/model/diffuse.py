@@ -50,6 +50,11 @@ class Diffuse:
     slope: Tensor | float = 0.0  # image grid, change for one more of the Debye–Waller scale
     b_scale: float = 1.0  # that `image` was computed for
 
+    @classmethod
+    def without_slope(cls, image: Tensor | NDArray[np.float32], microscope: Microscope) -> Diffuse:
+        """Return an addition (image grid) of which only the value at a microscope's scale is known."""
+        return cls(torch.as_tensor(image), b_scale=microscope["b_scale"])
+
     def at(self, microscope: Microscope) -> Tensor | float:
         """Return the addition (image grid) at the Debye–Waller scale of a microscope."""
         return self.image + (microscope["b_scale"] - self.b_scale) * self.slope
@@ -221,15 +226,9 @@ def diffuse_around(
     image = diffuse_image(model, columns, microscope, pairs, generator, workers)
     seed = int(generator.integers(2**63))
     scale = microscope["b_scale"]
-    low, high = (
-        diffuse_image(
-            model,
-            columns,
-            microscope.with_values(b_scale=b),
-            SLOPE_PAIRS,
-            np.random.default_rng(seed),
-            workers,
-        )
-        for b in (scale, scale + SLOPE_STEP)
-    )
-    return Diffuse(image, (high - low) / SLOPE_STEP, scale)
+
+    def few(b: float) -> Tensor:
+        again = np.random.default_rng(seed)
+        return diffuse_image(model, columns, microscope.with_values(b_scale=b), SLOPE_PAIRS, again, workers)
+
+    return Diffuse(image, (few(scale + SLOPE_STEP) - few(scale)) / SLOPE_STEP, scale)

@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -107,9 +106,7 @@ def known_from(twin: Twin) -> Known:
     inside = twin.columns.inside
     best = float(twin.columns.p_exact[inside].max()) if inside.any() else 1.0
     ends = certain(f.columns, where, twin.columns.p_exact / max(best, 1e-6))
-    state = State(
-        f.columns, _prior(f, twin), Diffuse(torch.as_tensor(f.diffuse), b_scale=f.microscope["b_scale"])
-    )
+    state = State(f.columns, _prior(f, twin), Diffuse.without_slope(f.diffuse, f.microscope))
     return Known(state, f.field, Atlas(f.columns), ends, np.zeros(2), best)
 
 

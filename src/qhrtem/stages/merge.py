@@ -58,7 +58,7 @@ def merged(
     columns = _columns(whole, tiles, owner)
     lens = agreed.microscope(plan, np.zeros(2), prior=False)
     diffuse = _diffuse(whole, tiles)
-    state = State(columns, lens, Diffuse(torch.from_numpy(diffuse), b_scale=lens["b_scale"]))
+    state = State(columns, lens, Diffuse.without_slope(diffuse, lens))
     start = replace(whole, columns=columns, microscope=lens)
     image = tiled_image(
         lens.energy, whole.field, columns, lens, workers=os.cpu_count() or 1, bend=agreed.bend

@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from qhrtem.model.diffuse import diffuse_around, diffuse_image
+from qhrtem.model.diffuse import Diffuse, diffuse_around, diffuse_image
 from qhrtem.stages.objective import Bench, State
 
 PHONON_PAIRS = (3, 6, 16)  # frozen-phonon pairs of the first, middle and last thermal correction
-
 STALE = 0.15  # change of the Debye–Waller scale over which the slope of a correction is not to be trusted
 
 
@@ -21,12 +20,9 @@ def stale(state: State) -> bool:
 
 def corrected(bench: Bench, state: State, pairs: int, generator: np.random.Generator) -> State:
     """Return the state with its thermal diffuse correction, of every image, computed anew."""
-    first, *rest = (
-        diffuse_around(bench.model, v.columns, v.microscope, pairs, generator, bench.workers)
-        for v in state.views()
-    )
-    others = tuple(replace(e, diffuse=d) for e, d in zip(state.others, rest, strict=True))
-    return replace(state, diffuse=first, others=others)
+    drawn = pairs, generator, bench.workers
+    every = [diffuse_around(bench.model, v.columns, v.microscope, *drawn) for v in state.views()]
+    return _with_corrections(state, every)
 
 
 def corrected_with_scatter(bench: Bench, state: State, pairs: int, seed: int) -> tuple[State, float]:
@@ -43,5 +39,11 @@ def corrected_with_scatter(bench: Bench, state: State, pairs: int, seed: int) ->
         apart = diffuse_image(bench.model, view.columns, *drawn) - view.diffuse.image
         means.append(replace(view.diffuse, image=view.diffuse.image + apart / 2))
         cost += float((misfit.weight(image) * apart.square()).double().sum()) / 4
-    others = tuple(replace(e, diffuse=d) for e, d in zip(state.others, means[1:], strict=True))
-    return replace(state, diffuse=means[0], others=others), cost
+    return _with_corrections(state, means), cost
+
+
+def _with_corrections(state: State, every: list[Diffuse]) -> State:
+    """Return the state with the corrections of all its images, the first first."""
+    first, *rest = every
+    others = tuple(replace(e, diffuse=d) for e, d in zip(state.others, rest, strict=True))
+    return replace(state, diffuse=first, others=others)

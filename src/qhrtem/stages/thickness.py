@@ -81,7 +81,6 @@ def explore(
     trial = state
     if periods:
         trial = refine(bench, shifted(state, periods), imaging, [], 3).state
-
     trial, scatter = corrected_with_scatter(bench, trial, PHONON_PAIRS[1], seed)
     cost = np.inf
     moving = trial.occupied()
