@@ -49,6 +49,7 @@ class Diffuse:
     image: Tensor | float = 0.0  # image grid, vacuum = 1
     slope: Tensor | float = 0.0  # image grid, change for one more of the Debye–Waller scale
     b_scale: float = 1.0  # that `image` was computed for
+    pairs: int = 0  # of frozen phonons that `image` averages, 0 where that is not known
 
     @classmethod
     def without_slope(cls, image: Tensor | NDArray[np.float32], microscope: Microscope) -> Diffuse:
@@ -62,7 +63,13 @@ class Diffuse:
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Diffuse:
         """Return the addition with its images changed alike, such as moved."""
         image, slope = (change(v) if isinstance(v, Tensor) else v for v in (self.image, self.slope))
-        return Diffuse(image, slope, self.b_scale)
+        return Diffuse(image, slope, self.b_scale, self.pairs)
+
+    def pooled(self, other: Diffuse, microscope: Microscope) -> Diffuse:
+        """Return the mean with another average, at a microscope's scale, each by its number of pairs."""
+        total = self.pairs + other.pairs
+        image = (self.pairs * self.at(microscope) + other.pairs * other.at(microscope)) / total
+        return Diffuse(image, self.slope, microscope["b_scale"], total)
 
 
 def displacement_pairs(atoms: AtomList, sigma: Floats, pairs: int, generator: np.random.Generator) -> Floats:
@@ -218,12 +225,16 @@ def diffuse_around(
     pairs: int,
     generator: np.random.Generator,
     workers: int = 1,
+    slope: Tensor | None = None,
 ) -> Diffuse:
     """Return what thermal diffuse scattering adds, and how that follows the Debye–Waller scale.
 
-    The slope is a difference under the same displacements, scaled, of `SLOPE_PAIRS` pairs.
+    slope: where it is known; else it is a difference under the same displacements, scaled, of `SLOPE_PAIRS`
+    pairs.
     """
     image = diffuse_image(model, columns, microscope, pairs, generator, workers)
+    if slope is not None:
+        return Diffuse(image, slope, microscope["b_scale"], pairs)
     seed = int(generator.integers(2**63))
     scale = microscope["b_scale"]
 
@@ -231,4 +242,4 @@ def diffuse_around(
         again = np.random.default_rng(seed)
         return diffuse_image(model, columns, microscope.with_values(b_scale=b), SLOPE_PAIRS, again, workers)
 
-    return Diffuse(image, (few(scale + SLOPE_STEP) - few(scale)) / SLOPE_STEP, scale)
+    return Diffuse(image, (few(scale + SLOPE_STEP) - few(scale)) / SLOPE_STEP, scale, pairs)

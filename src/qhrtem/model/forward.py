@@ -30,7 +30,10 @@ from qhrtem.specimen.columns import AtomList, ColumnModel
 
 # Coarsest sampling of the waves: at 0.09 Å the image of 4.5 nm BaTiO3 [110] is converged to 0.04 % rms.
 WAVE_PIXEL_A = 0.09
+KERNELS_KEPT = 5  # thermal states: the present one, and either side of it in two parameters
 MARGIN_A = 6.0  # simulated beyond the image, so that neighbours outside and wrap-around do not show
+# Imaging parameters that act behind the lens, on its intensity alone (`ForwardModel.response`).
+RECORDING = ("vibration_xx", "vibration_yy", "vibration_xy", "scale", "shift_x", "shift_y")
 RATIOS = (
     (1, 2),
     (2, 3),
@@ -164,7 +167,10 @@ class Stack:
 
 
 class ForwardModel:
-    """Exit waves and images of column models on one field; keeps phase kernels of recent thermal states.
+    """Exit waves and images of column models on one field.
+
+    Keeps the phase kernels of recent thermal states and the transmission functions of the last structure,
+    in which neither mistilt nor lens changes anything.
 
     Every method takes plain imaging parameters (`Microscope`) or differentiable ones (`MicroscopeTensor`).
     """
@@ -173,6 +179,7 @@ class ForwardModel:
         self.field = field
         self.energy = energy
         self._kernels: dict[tuple[Species, ...], dict[Thermal, PhaseKernels]] = {}
+        self._last: tuple[ColumnModel, Thermal, Stack] | None = None
 
     def kernels(self, columns: ColumnModel, thermal: Thermal) -> PhaseKernels:
         """Return the phase kernels of the model's species."""
@@ -181,14 +188,15 @@ class ForwardModel:
             plain = self.kernels(columns, Thermal()) if not recent else next(iter(recent.values()))
             return plain.with_thermal(thermal)
         if thermal not in recent:
-            if len(recent) > 4:
-                recent.clear()
             grid, table = self.field.grid, self.field.table
-            recent[thermal] = (
+            made = (
                 next(iter(recent.values())).with_thermal(thermal)
                 if recent
                 else PhaseKernels(grid, columns.species, self.energy, thermal, table)
             )
+            if len(recent) == KERNELS_KEPT:
+                del recent[next(iter(recent))]
+            recent[thermal] = made
         return recent[thermal]
 
     def stack(
@@ -203,6 +211,16 @@ class ForwardModel:
         shift: (C, G, 2) y, x in Å, instead of the model's own displacements. ends: (C, 2) occupancy of the
         first and last atom of each column, instead of one.
         """
+        if shift is not None or ends is not None or differentiable(thermal):
+            return self._stack(columns, thermal, shift, ends)
+        kept = self._last
+        if kept is None or kept[0] is not columns or kept[1] != thermal:
+            self._last = kept = (columns, thermal, self._stack(columns, thermal, None, None))
+        return kept[2]
+
+    def _stack(
+        self, columns: ColumnModel, thermal: Thermal, shift: Tensor | None, ends: Tensor | None
+    ) -> Stack:
         atoms = columns.atoms()
         if not len(atoms.z):
             raise InputError("the column model holds no atoms; nothing to simulate")
@@ -314,7 +332,11 @@ class ForwardModel:
 
     def image_of(self, spectrum: Tensor, exit_z: float, microscope: Imaging) -> Tensor:
         """Return the image on the image grid, vacuum = 1, of an exit-wave spectrum."""
-        return self.detect(intensity(spectrum, self.transfer(microscope, exit_z)), self.response(microscope))
+        return self.detect(self.sharp_of(spectrum, exit_z, microscope), self.response(microscope))
+
+    def sharp_of(self, spectrum: Tensor, exit_z: float, microscope: Imaging) -> Tensor:
+        """Return the intensity behind the lens on the wave grid, as no detector has seen it yet."""
+        return intensity(spectrum, self.transfer(microscope, exit_z))
 
     def detect(self, sharp: Tensor, response: Tensor) -> Tensor:
         """Return intensities (..., wave rows, columns) as the detector sees them, on its own pixels."""

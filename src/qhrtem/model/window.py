@@ -106,7 +106,10 @@ class WindowModel:
         self.exit_z = self.stack.exit_z
         self.spectrum = fft2(self.waves[-1])
         self.transfer = model.transfer(microscope, self.exit_z, lens_grid)
-        self.lens_waves = image_waves(self.spectrum, model.transfer(microscope, self.exit_z))
+        # A change of the waves adds Σ_f w_f (2 Re ψ_f* δ_f + |δ_f|²) to the image; here is 2 w_f ψ_f*.
+        double = 2 * self.transfer.weights[:, None, None]
+        waves = image_waves(self.spectrum, model.transfer(microscope, self.exit_z))
+        self.interference = (double * waves.conj()).resolve_conj()
         image_grid = Grid((self.size, self.size), model.field.image_grid.pixel, field.device, field.dtype)
         self.response = model.response(microscope, image_grid)
         thermal = thermal_of(microscope)
@@ -265,17 +268,18 @@ class WindowModel:
     ) -> np.ndarray:
         """Lens, incoherent sum and detector for the changed waves at the exit plane."""
         spectrum = fft2(delta)
-        total = torch.zeros(delta.shape, dtype=self.grid.dtype, device=self.grid.device)
         finite = [a for a, k in enumerate(rank) if isinstance(changes[k], Move)]
-        wave = torch.empty_like(delta)
-        for f in range(len(self.transfer.weights)):
-            base = self._cut(self.lens_waves[f], corner, self.wave_size)
+        wave, linear = torch.empty_like(delta), torch.zeros_like(delta)
+        square = torch.zeros((len(finite), *delta.shape[1:], 2), dtype=self.grid.dtype, device=delta.device)
+        for f, weight in enumerate(self.transfer.weights.tolist()):
             torch.mul(spectrum, self.transfer.functions[f], out=wave)
             ifft2(wave, out=wave)
-            term = 2 * (base.real * wave.real + base.imag * wave.imag)
-            for a in finite:
-                term[a] += wave[a].real.square() + wave[a].imag.square()
-            total += self.transfer.weights[f] * term
+            linear.addcmul_(wave, self._cut(self.interference[f], corner, self.wave_size))
+            parts = torch.view_as_real(wave)
+            for n, a in enumerate(finite):
+                square[n].addcmul_(parts[a], parts[a], value=weight)
+        total = linear.real.clone()
+        total.index_add_(0, torch.tensor(finite, dtype=torch.long, device=total.device), square.sum(-1))
         inner = slice(self.guard, self.size - self.guard)
         changed = self.model.detect(total, self.response)[..., inner, inner] * self.mask
         out = torch.empty_like(changed)

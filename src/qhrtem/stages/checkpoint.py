@@ -291,6 +291,7 @@ def save_lens(own: OwnLens) -> Snapshot:
     """Return the snapshot of lens and thermal correction of an image."""
     lens = save_microscope(own.microscope)
     facts: dict[str, Any] = {**lens.facts, "diffuse_b_scale": float(own.diffuse.b_scale)}
+    facts["diffuse_pairs"] = own.diffuse.pairs
     arrays = dict(lens.arrays)
     for name in DIFFUSE_IMAGES:
         part = getattr(own.diffuse, name)
@@ -308,7 +309,8 @@ def load_lens(snapshot: Snapshot) -> OwnLens:
         key = f"diffuse_{name}"
         held = snapshot.arrays.get(key)
         parts.append(snapshot.facts[key] if held is None else torch.from_numpy(held))
-    diffuse = Diffuse(parts[0], parts[1], snapshot.facts["diffuse_b_scale"])
+    at, pairs = (snapshot.facts[f"diffuse_{name}"] for name in ("b_scale", "pairs"))
+    diffuse = Diffuse(parts[0], parts[1], at, pairs)
     return OwnLens(load_microscope(snapshot), diffuse)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qhrtem.model.diffuse import Diffuse
-from qhrtem.model.forward import Field, ForwardModel
+from qhrtem.model.forward import RECORDING, Field, ForwardModel, thermal_of
 from qhrtem.model.micrograph import Micrograph
 from qhrtem.model.microscope import PARAMETERS, SPECIMEN, Microscope
 from qhrtem.model.window import Move, Response, Tangent, WindowModel
@@ -160,20 +160,29 @@ class Bench:
     _derivatives: dict[int, Tensor] = field(default_factory=dict, repr=False)
     _key: object = None
     _held: ColumnModel | None = field(default=None, repr=False)  # keeps the id in the key from being reused
-    _spectrum: tuple[Tensor, float] | None = field(default=None, repr=False)
+    _wave: tuple[Tensor, float] | None = field(default=None, repr=False)
 
     @property
     def misfits(self) -> tuple[Misfit, ...]:
         """The misfit of every image, the first first."""
         return (self.misfit, *self.others)
 
+    def lagging(self) -> Bench:
+        """Return a bench of the same images that is lagged from the next state on."""
+        return Bench(self.model, self.misfit, self.workers, self.others, lagged=True)
+
     def image(self, state: State) -> Tensor:
         """Return the full (first) image of a state; lens changes alone reuse the exit wave."""
+        wave = self._exit_wave(state)
+        return self.model.image_of(*wave, state.microscope) + state.diffuse.at(state.microscope)
+
+    def _exit_wave(self, state: State) -> tuple[Tensor, float]:
+        """Return the spectrum of a state's exit wave and the depth (Å) of its exit plane."""
         key = _wave_of(state.columns, state.microscope)
-        if self._key != key or self._spectrum is None:
-            self._spectrum = self.model.exit_spectrum(state.columns, state.microscope)
+        if self._key != key or self._wave is None:
+            self._wave = self.model.exit_spectrum(state.columns, state.microscope)
             self._key, self._held = key, state.columns
-        return self.model.image_of(*self._spectrum, state.microscope) + state.diffuse.at(state.microscope)
+        return self._wave
 
     def images(self, state: State) -> list[Tensor]:
         """Return what every image of a state should show, the first first."""
@@ -194,31 +203,33 @@ class Bench:
         """Return ∂(first image)/∂(imaging parameter)·step, (P, rows, cols), by central differences."""
         if not index:
             return np.zeros((0, *self.misfit.used.shape), dtype=np.float32)
-        self.image(state)  # for the exit wave that most of them share
-        # Thermal states share kernels that are made when one is first seen, so these take turns.
-        thermal = [i for i in index if PARAMETERS[i].name in ("b_scale", "absorption")]
+        wave = self._exit_wave(state)
+        sharp = self.model.sharp_of(*wave, state.microscope)
+        for m in (*(m for i in index for m, _ in _around(state.microscope, i)), state.microscope):
+            # Kernels of all thermal states are made here in turn, for threads to find.
+            self.model.kernels(state.columns, thermal_of(m))
         with ThreadPoolExecutor(self.workers) as pool:
-            rest = [i for i in index if i not in thermal]
-            out = dict(zip(rest, pool.map(partial(self._derivative, state), rest), strict=True))
-        out |= {i: self._derivative(state, i) for i in thermal}
+            found = pool.map(partial(self._derivative, state, wave, sharp), index)
+            out = dict(zip(index, found, strict=True))
         if self.lagged:
             self._derivatives.update(out)
         return np.asarray(torch.stack([out[i] for i in index]).numpy())
 
-    def _derivative(self, state: State, i: int) -> Tensor:
-        """Return one row of `global_jacobian`."""
+    def _derivative(self, state: State, wave: tuple[Tensor, float], sharp: Tensor, i: int) -> Tensor:
+        """Return one row of `global_jacobian`; wave: exit wave, sharp: what the lens makes of it."""
         if i in self._derivatives:
             return self._derivatives[i]
-        p, v = PARAMETERS[i], state.microscope.values[i]
-        up, down = min(v + p.step / 2, p.high), max(v - p.step / 2, p.low)
-        images = []
-        for x in (up, down):
-            m = state.microscope.with_vector([i], np.array([x]))
-            same = _wave_of(state.columns, m) == self._key
-            wave = self._spectrum if same else None
-            wave = wave or self.model.exit_spectrum(state.columns, m)
-            images.append(self.model.image_of(*wave, m) + state.diffuse.at(m))
-        return (images[0] - images[1]) * (p.step / (up - down))
+        images, at = [], []
+        for m, value in _around(state.microscope, i):
+            if PARAMETERS[i].name in RECORDING:
+                image = self.model.detect(sharp, self.model.response(m))
+            elif PARAMETERS[i].structural:
+                image = self.model.image(state.columns, m)
+            else:
+                image = self.model.image_of(*wave, m)
+            images.append(image + state.diffuse.at(m))
+            at.append(value)
+        return (images[0] - images[1]) * (PARAMETERS[i].step / (at[0] - at[1]))
 
     def respond(self, window: WindowModel, c: int, changes: Sequence[Move | Tangent]) -> Response:
         """Return the image changes of column c as `WindowModel.respond`.
@@ -236,6 +247,13 @@ class Bench:
         response = window.respond(c, changes)
         self._responses[c] = _Kept(ends, {x: k for k, x in enumerate(changes)}, response)
         return response
+
+
+def _around(microscope: Microscope, i: int) -> list[tuple[Microscope, float]]:
+    """Return microscopes half a step of imaging parameter i above and below, and its values there."""
+    p, value = PARAMETERS[i], microscope.values[i]
+    at = min(value + p.step / 2, p.high), max(value - p.step / 2, p.low)
+    return [(microscope.with_vector([i], np.array([x])), x) for x in at]
 
 
 def _wave_of(columns: ColumnModel, m: Microscope) -> object:

@@ -17,12 +17,12 @@ from qhrtem.specimen.crystal import Projection
 from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
 from qhrtem.stages.assess import Evidence
 from qhrtem.stages.checkpoint import Parts, Reached, ReachedForm
-from qhrtem.stages.counts import LEAST_CHI2_GAIN, TILTS, count_round
+from qhrtem.stages.counts import TILTS, count_round
 from qhrtem.stages.joint import refine
 from qhrtem.stages.objective import Bench, State, white_noise
 from qhrtem.stages.start import Start
 from qhrtem.stages.surfaces import outline_round
-from qhrtem.stages.thermal import PHONON_PAIRS, corrected, stale
+from qhrtem.stages.thermal import PHONON_PAIRS, corrected, pooled, stale
 from qhrtem.stages.thickness import Rival, basin_cost, other_thicknesses
 from qhrtem.stages.watch import View, lens_sigma
 
@@ -42,10 +42,8 @@ LENS = (
 )
 SHIFT = ("shift_x", "shift_y")  # of a further image against the first, which says where positions count from
 EARLY_ROUNDS = 2
-SETTLED_ROUNDS = 4  # from here on the outline stays and only undecided columns are looked at
+ROUNDS = 4  # that move the outline as well; what is left to settle, `thickness.explore` does
 NOISE_DRAWS = 8  # of white noise, whose mean says what a perfect model would leave
-COUNT_ROUNDS = 10
-USUAL_ROUNDS = 7  # for the estimate of the time left
 STEEPEST_A = 6.0  # a surface does not jump by more between neighbours
 
 
@@ -96,24 +94,21 @@ class Rounds:
         return basin_cost(self.bench, state, free_lens(state, names), self.surface(state))
 
     def run(self, done: Reached, numbers: range) -> Reached:
-        """Return the state after some rounds, fewer where they gain nothing any more."""
+        """Return the state after some rounds."""
         for number in numbers:
             state = done.state
-            self.log.done = 0.3 + 0.45 * min(number / USUAL_ROUNDS, 1.0)
+            self.log.done = 0.3 + 0.45 * number / ROUNDS
             lens = free_lens(state, EARLY if number < EARLY_ROUNDS else LENS)
-            moving = list(done.undecided) if number >= SETTLED_ROUNDS else state.occupied()
             surface = self.energy if number == 0 else self.surface(state)
             walk = np.random.default_rng([self.seed, 2, number])
-            done = self.part(f"counts {number}", partial(self.counts, state, lens, moving, surface, walk))
+            done = self.part(f"counts {number}", partial(self.counts, state, lens, surface, walk))
             if number in (0, 1, 3):
                 state = self.part(f"surfaces {number}", partial(self.outline, done.state, lens)).state
                 done = replace(done, state=state)
             if number in (0, 2) or stale(done.state):
                 pairs = PHONON_PAIRS[min(number, 1)]
-                thermal = partial(self.thermal, done.state, pairs, "counts")
+                thermal = partial(self.thermal, done.state, pairs)
                 done = replace(done, state=self.part(f"thermal {number}", thermal).state)
-            elif number > 2 and done.number < LEAST_CHI2_GAIN:
-                break
         return done
 
     def positions(self, state: State) -> Reached:
@@ -127,14 +122,13 @@ class Rounds:
         self,
         state: State,
         lens: list[int],
-        moving: list[int],
         surface: SurfaceEnergy,
         walk: np.random.Generator,
     ) -> Reached:
         """One round of count moves."""
         every = state.occupied()
         done = count_round(
-            self.bench, state, lens, every, moving, surface, self.support, self.rejected, collective=walk
+            self.bench, state, lens, every, every, surface, self.support, self.rejected, collective=walk
         )
         self.log("counts", self.bench.chi2(done.state), f"{done.changed} columns changed")
         sigma = lens_sigma(lens, np.sqrt(np.diag(done.model.answer)))
@@ -148,17 +142,22 @@ class Rounds:
         self.log("surfaces", self.bench.chi2(state), f"{changed} rim columns changed")
         return Reached(state)
 
-    def thermal(self, state: State, pairs: int, stage: str) -> Reached:
+    def thermal(self, state: State, pairs: int) -> Reached:
         """Compute the thermal diffuse correction anew."""
         state = corrected(self.bench, state, pairs, self.generator)
-        self.log(stage, self.bench.chi2(state), "thermal diffuse intensity renewed")
+        self.log("counts", self.bench.chi2(state), "thermal diffuse intensity renewed")
+        return Reached(state)
+
+    def last_thermal(self, state: State) -> Reached:
+        """Compute the last thermal diffuse correction."""
+        state = pooled(self.bench, state, PHONON_PAIRS[2], self.generator)
+        self.log("joint", self.bench.chi2(state), "thermal diffuse intensity renewed")
         return Reached(state)
 
     def last(self, state: State, rivals: tuple[Rival, ...]) -> tuple[State, Evidence]:
         """Refine everything together and gather what the error bars need."""
         lens, surface = free_lens(state, LENS), self.surface(state)
-        thermal = partial(self.thermal, state, PHONON_PAIRS[2], "joint")
-        state = self.part("thermal last", thermal).state
+        state = self.part("thermal last", partial(self.last_thermal, state)).state
 
         def note(state: State, cost: float) -> None:
             self.log("joint", self.bench.chi2(state))
@@ -202,7 +201,7 @@ def leading(seed: int, contenders: list[Contender], parts: Parts) -> Lead:
     done: dict[int, Reached] = {}
     cost: dict[int, float] = {}
     racing, behind, begun = list(range(len(rounds))), dict[int, float](), 0
-    while not begun or len(racing) > 1 and begun < SETTLED_ROUNDS:
+    while not begun or len(racing) > 1 and begun < ROUNDS:
         for n in racing:
             if not begun:
                 parts.log.done = 0.25
@@ -224,7 +223,7 @@ def finished(rounds: Rounds, done: Reached, begun: int) -> tuple[State, tuple[Ri
 
     begun: rounds that it has been through.
     """
-    done = rounds.run(done, range(begun, COUNT_ROUNDS))
+    done = rounds.run(done, range(begun, ROUNDS))
     lens = free_lens(done.state, LENS)
     rounds.log.done = 0.75
     rules = rounds.surface(done.state), rounds.support, rounds.rejected

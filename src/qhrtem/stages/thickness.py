@@ -25,8 +25,9 @@ from qhrtem.stages.joint import refine, total_cost
 from qhrtem.stages.objective import Bench, State
 from qhrtem.stages.thermal import PHONON_PAIRS, corrected_with_scatter, stale
 
-HOPELESS = 300.0  # χ² units behind after the first refinement: no later round makes up for it
-MOST_ROUNDS = 4  # of counts in a specimen of another thickness
+HOPELESS = 300.0  # χ² units behind after the first round: no later one makes up for it
+BEYOND_DOUBT = 30.0  # χ² units behind, of which nothing is seen in any probability
+MOST_ROUNDS = 6  # of counts in a specimen of one thickness
 MOST_PERIODS = 8  # tried in each direction; each ends where neither neighbour is better
 
 
@@ -84,15 +85,22 @@ def explore(
     trial, scatter = corrected_with_scatter(bench, trial, PHONON_PAIRS[1], seed)
     cost = np.inf
     moving = trial.occupied()
-    for _ in range(MOST_ROUNDS):
+    late = bench.lagging()
+    for number in range(MOST_ROUNDS):
+        at = bench if periods and not number else late  # the lens of a shifted start has far to go
+        walk = None if periods else np.random.default_rng([seed, 7, number])
         columns = trial.occupied()
-        done = count_round(bench, trial, imaging, columns, moving, surface, support, rejected)
+        rules = surface, support, rejected
+        done = count_round(at, trial, imaging, columns, moving, *rules, collective=walk)
         trial, moving = done.state, sorted(done.undecided)
         far = stale(trial)
         if far:
-            trial, scatter = corrected_with_scatter(bench, trial, PHONON_PAIRS[1], seed)
-        before, cost = cost, basin_cost(bench, trial, imaging, surface) - scatter
-        if not far and (cost > target + HOPELESS or before - cost < LEAST_CHI2_GAIN):
+            trial, scatter = corrected_with_scatter(late, trial, PHONON_PAIRS[1], seed)
+            late = bench.lagging()
+        before, cost = cost, basin_cost(late, trial, imaging, surface) - scatter
+        gain = before - cost
+        lost = cost - target > (max(gain, BEYOND_DOUBT) if number else HOPELESS)
+        if not far and (lost or gain < LEAST_CHI2_GAIN):
             break
     return trial, cost
 
