@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from qhrtem.errors import InputError
 from qhrtem.grid import fft2, ifft2, irfft2, is_smooth, rfft2
-from qhrtem.model.forward import WAVE_PIXEL_A, ForwardModel, make_field, paired_size, thermal_of
+from qhrtem.model.forward import (
+    KERNELS_KEPT,
+    RECORDING,
+    WAVE_PIXEL_A,
+    ForwardModel,
+    make_field,
+    paired_size,
+    thermal_of,
+)
+from qhrtem.model.microscope import PARAMETERS
 from qhrtem.physics.detector import add_noise, half_frequencies
 from qhrtem.physics.multislice import exit_wave, transmission
 from qhrtem.physics.potential import Thermal
@@ -217,9 +226,43 @@ def test_kernels_are_kept_and_bounded(island: Slab) -> None:
     model = ForwardModel(island.model.field, island.model.energy)
     first = model.kernels(island.columns, Thermal())
     assert model.kernels(island.columns, Thermal()) is first
-    for n in range(9):
-        model.kernels(island.columns, Thermal(proportional=n / 100, absorption_scale=0))
-    assert len(model._kernels) < 8
+    states = [Thermal(proportional=n / 100, absorption_scale=0) for n in range(9)]
+    made = [model.kernels(island.columns, t) for t in states]
+    assert len(model._kernels[island.columns.species]) == KERNELS_KEPT
+    late = range(9 - KERNELS_KEPT, 9)
+    assert all(model.kernels(island.columns, states[n]) is made[n] for n in late)
+
+
+def test_transmission_functions_are_kept_while_structure_and_thermal_motion_are(island: Slab) -> None:
+    model, columns, m = (
+        ForwardModel(island.model.field, island.model.energy),
+        island.columns,
+        island.microscope,
+    )
+    kept = model.stack(columns, thermal_of(m))
+    tilted = m.with_values(tilt_x=3e-3, c1=20.0)
+    assert model.stack(columns, thermal_of(tilted)) is kept
+    shift = columns.shift.copy()
+    shift[0] += 0.1
+    warm = m.with_values(b_scale=1.5)
+    for other, lens in ((columns, tilted), (replace(columns, shift=shift), m), (columns, warm), (columns, m)):
+        fresh = ForwardModel(island.model.field, island.model.energy)
+        assert torch.equal(model.image(other, lens), fresh.image(other, lens))
+    moved = torch.tensor(shift, requires_grad=True)
+    model.image(columns, m, shift=moved).square().sum().backward()  # type: ignore[no-untyped-call]
+    assert moved.grad is not None and model.stack(columns, thermal_of(m)).gratings.grad_fn is None
+
+
+def test_what_a_detector_does_leaves_the_intensity_behind_the_lens(island: Slab) -> None:
+    """The parameters called so, and no others."""
+    model, m = island.model, island.microscope
+    spectrum, exit_z = model.exit_spectrum(island.columns, m)
+    before = model.sharp_of(spectrum, exit_z, m)
+    for p in PARAMETERS:
+        if not p.structural:
+            other = m.with_values(**{p.name: m[p.name] + p.step})
+            same = torch.equal(model.sharp_of(spectrum, exit_z, other), before)
+            assert same == (p.name in RECORDING), p.name
 
 
 def test_a_noisy_image_has_unit_chi_square(island: Slab) -> None:

@@ -11,7 +11,7 @@ import torch
 from benches import bench_of
 from qhrtem.model.diffuse import frozen_phonon_image
 from qhrtem.stages.objective import EFFECTIVE_ABSORPTION, Bench, State
-from qhrtem.stages.thermal import corrected, corrected_with_scatter
+from qhrtem.stages.thermal import corrected, corrected_with_scatter, pooled
 from slabs import slab
 
 
@@ -45,6 +45,24 @@ def test_the_scatter_of_a_correction_is_what_it_costs() -> None:
     assert np.mean(scatters) == pytest.approx(np.mean(costs), rel=0.3)
     still = replace(plain, microscope=lens.with_values(b_scale=0.4))
     assert corrected_with_scatter(bench, still, 1, 0)[1] < 0.2 * np.mean(scatters)
+
+
+def test_a_pooled_correction_averages_over_all_that_were_drawn() -> None:
+    """Each pair alike, the slope as it was; where the scale has left it, the old draws are not used."""
+    island = slab(radius=3.5, ends=(20.0, 30.0))
+    bench = bench_of(island)
+    state = State(island.columns, island.microscope.with_values(absorption=EFFECTIVE_ABSORPTION))
+    first = corrected(bench, state, 1, np.random.default_rng(1))
+    second = corrected(bench, state, 3, np.random.default_rng(2))
+    both = pooled(bench, first, 3, np.random.default_rng(2)).diffuse
+    mean = (torch.as_tensor(first.diffuse.image) + 3 * torch.as_tensor(second.diffuse.image)) / 4
+    assert torch.allclose(torch.as_tensor(both.image), mean, atol=1e-6) and both.pairs == 4
+    assert both.slope is first.diffuse.slope
+    hot = replace(first, microscope=first.microscope.with_values(b_scale=1.4))
+    anew = pooled(bench, hot, 3, np.random.default_rng(2)).diffuse
+    alone = corrected(bench, hot, 3, np.random.default_rng(2)).diffuse
+    assert torch.equal(torch.as_tensor(anew.image), torch.as_tensor(alone.image)) and anew.pairs == 3
+    assert torch.equal(torch.as_tensor(anew.slope), torch.as_tensor(alone.slope))
 
 
 def test_one_atom_more_is_seen_as_the_average_sees_it() -> None:

@@ -16,7 +16,7 @@ from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
 from qhrtem.stages.checkpoint import Forgetful, Log, Parts, ReachedForm
 from qhrtem.stages.objective import EFFECTIVE_ABSORPTION, Bench, State
 from qhrtem.stages.thermal import corrected, stale
-from qhrtem.stages.thickness import Rival, explore, other_thicknesses, shifted
+from qhrtem.stages.thickness import HOPELESS, Rival, explore, other_thicknesses, shifted
 from slabs import slab
 
 
@@ -94,6 +94,24 @@ def test_the_correction_is_that_of_the_debye_waller_scale_reached() -> None:
     assert found.microscope["b_scale"] == pytest.approx(1.8, abs=0.2)
     assert stale(replace(found, diffuse=begun.diffuse)) and not stale(found)
     assert np.isfinite(cost) and (found.columns.element_counts() == island.columns.element_counts()).all()
+
+
+def test_a_specimen_that_cannot_catch_up_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a round where it is hopeless, after a second where it lags by more than that round gained."""
+    island = slab(radius=3.5, ends=(20.0, 30.0))
+    state = State(island.columns, island.microscope)
+    neighbours = Neighbours.within(island.columns, 2.8)
+    rules = SurfaceEnergy(neighbours), NeighbourStep(neighbours, 6.0), dict[str, int]()
+    monkeypatch.setattr("qhrtem.stages.thickness.corrected_with_scatter", lambda _, s, *__: (s, 0.0))
+
+    def reached(target: float) -> float:
+        costs = iter([1000.0, 900.0, 700.0, 700.0])
+        monkeypatch.setattr("qhrtem.stages.thickness.basin_cost", lambda *_: next(costs))
+        return explore(bench_of(island), state, 1, [INDEX["c1"]], *rules, target, 0)[1]
+
+    assert reached(1000.0 - HOPELESS - 1) == 1000
+    assert reached(750.0) == 900
+    assert reached(850.0) == 700
 
 
 def test_a_rival_with_other_columns_agrees_with_none() -> None:

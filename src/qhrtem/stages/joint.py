@@ -86,16 +86,18 @@ def refine(
     tolerance: float = 1.0,
     report: Callable[[State, float], None] = lambda state, cost: None,
     probe: torch.Tensor | None = None,
+    error_bars: bool = False,
 ) -> Refined:
     """Return the state after up to `steps` damped Gauss–Newton steps.
 
     Stops when the cost falls by less than `tolerance` (units of χ²). The damping follows Marquardt (1963):
-    tenfold up after a failed step, down after a good one. probe: as for `linearise`.
+    tenfold up after a failed step, down after a good one. probe: as for `linearise`. error_bars: linearise
+    once more where the steps end; else the covariance is that of one step before.
     """
     cost = total_cost(bench, state, imaging)
     damping = 0.0
     quadratic = linearise(bench, state, imaging, positions, {}, probe=probe)
-    for _ in range(steps):
+    for number in range(steps):
         prior, pull = prior_normal(state, quadratic, IDEAL_SIGMA_A, GROUP_SIGMA_A)
         hessian = quadratic.matrix.plus(prior)
         gradient = quadratic.gradient + pull
@@ -116,6 +118,7 @@ def refine(
         report(state, cost)
         if gain < tolerance:
             break
-        quadratic = linearise(bench, state, imaging, positions, {}, probe=probe)
+        if number + 1 < steps or error_bars:
+            quadratic = linearise(bench, state, imaging, positions, {}, probe=probe)
     prior, _ = prior_normal(state, quadratic, IDEAL_SIGMA_A, GROUP_SIGMA_A)
     return Refined(state, cost, quadratic, quadratic.matrix.plus(prior))

@@ -42,7 +42,7 @@ LENS = (
 )
 SHIFT = ("shift_x", "shift_y")  # of a further image against the first, which says where positions count from
 EARLY_ROUNDS = 2
-ROUNDS = 4  # that move the outline as well; what is left to settle, `thickness.explore` does
+ROUNDS = 3  # that move the outline as well; what is left to settle, `thickness.explore` does
 NOISE_DRAWS = 8  # of white noise, whose mean says what a perfect model would leave
 STEEPEST_A = 6.0  # a surface does not jump by more between neighbours
 
@@ -102,13 +102,10 @@ class Rounds:
             surface = self.energy if number == 0 else self.surface(state)
             walk = np.random.default_rng([self.seed, 2, number])
             done = self.part(f"counts {number}", partial(self.counts, state, lens, surface, walk))
-            if number in (0, 1, 3):
-                state = self.part(f"surfaces {number}", partial(self.outline, done.state, lens)).state
-                done = replace(done, state=state)
-            if number in (0, 2) or stale(done.state):
-                pairs = PHONON_PAIRS[min(number, 1)]
-                thermal = partial(self.thermal, done.state, pairs)
-                done = replace(done, state=self.part(f"thermal {number}", thermal).state)
+            state = self.part(f"surfaces {number}", partial(self.outline, done.state, lens)).state
+            if not number or stale(state):
+                state = self.part(f"thermal {number}", partial(self.thermal, state)).state
+            done = replace(done, state=state)
         return done
 
     def positions(self, state: State) -> Reached:
@@ -142,9 +139,9 @@ class Rounds:
         self.log("surfaces", self.bench.chi2(state), f"{changed} rim columns changed")
         return Reached(state)
 
-    def thermal(self, state: State, pairs: int) -> Reached:
+    def thermal(self, state: State) -> Reached:
         """Compute the thermal diffuse correction anew."""
-        state = corrected(self.bench, state, pairs, self.generator)
+        state = corrected(self.bench, state, PHONON_PAIRS[0], self.generator)
         self.log("counts", self.bench.chi2(state), "thermal diffuse intensity renewed")
         return Reached(state)
 
@@ -163,7 +160,9 @@ class Rounds:
             self.log("joint", self.bench.chi2(state))
 
         probe = white_noise(self.bench, self.seed, NOISE_DRAWS)
-        refined = refine(self.bench, state, lens, state.occupied(), 2, report=note, probe=probe)
+        refined = refine(
+            self.bench, state, lens, state.occupied(), 2, report=note, probe=probe, error_bars=True
+        )
         state, every = refined.state, refined.state.occupied()
         final = count_round(self.bench, state, lens, every, every, surface, self.support, self.rejected)
         self.log.done = 1.0
@@ -206,9 +205,9 @@ def leading(seed: int, contenders: list[Contender], parts: Parts) -> Lead:
             if not begun:
                 parts.log.done = 0.25
                 done[n] = rounds[n].part("positions", partial(rounds[n].positions, contenders[n].state))
-            done[n] = rounds[n].run(done[n], range(begun, begun + EARLY_ROUNDS))
+            done[n] = rounds[n].run(done[n], range(begun, min(begun + EARLY_ROUNDS, ROUNDS)))
             cost[n] = rounds[n].cost(done[n].state, LENS if begun else EARLY)
-        begun += EARLY_ROUNDS
+        begun = min(begun + EARLY_ROUNDS, ROUNDS)
         best, *others = sorted(racing, key=lambda n: (cost[n], n))
         behind |= {n: cost[n] - cost[best] for n in others}
         racing = [best, *(n for n in others if behind[n] < done[n].number)]
@@ -227,7 +226,9 @@ def finished(rounds: Rounds, done: Reached, begun: int) -> tuple[State, tuple[Ri
     lens = free_lens(done.state, LENS)
     rounds.log.done = 0.75
     rules = rounds.surface(done.state), rounds.support, rounds.rejected
-    return other_thicknesses(rounds.bench, done.state, lens, *rules, rounds.seed, rounds.part, rounds.log)
+    settling = rounds.bench, done.state, lens, *rules, rounds.seed, rounds.part, rounds.log
+    state, rivals = other_thicknesses(*settling)
+    return rounds.part("surfaces last", partial(rounds.outline, state, lens)).state, rivals
 
 
 def eligible(start: Start) -> set[int]:

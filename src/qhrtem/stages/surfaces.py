@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.specimen.rules import Neighbours
 from qhrtem.stages.joint import apply_step, total_cost
 from qhrtem.stages.linearise import EndMove, linearise
 from qhrtem.stages.move_model import profile
-from qhrtem.stages.objective import Bench, State
+from qhrtem.stages.objective import AROUND_A, Bench, State
 
 Floats = NDArray[np.float64]
 # A whole column must pay at least this much χ² to appear or vanish: odds of e⁸ against chance.
@@ -63,8 +64,9 @@ def outline_round(
 ) -> tuple[State, int]:
     """Return the state with rim columns removed or added as the image asks, and how many changed.
 
-    eligible: columns that may change (those the image can see). The additions and removals compete in the
-    same quadratic model as everything else; the exact image decides.
+    positions: columns whose positions follow, of which those far from all that may change are left as they
+    are. eligible: columns that may change (those the image can see). The additions and removals compete in
+    the same quadratic model as everything else; the exact image decides.
     """
     edge, vacant = rim(state.columns, neighbours)
     columns, fill = primed(state.columns, [c for c in vacant if c in eligible], neighbours)
@@ -73,7 +75,9 @@ def outline_round(
     moves.update({c: [EndMove(c, 1, n)] for c, n in fill.items()})
     if not moves:
         return state, 0
-    quadratic = linearise(bench, state, imaging, positions, moves)
+    distance, _ = cKDTree(columns.anchor[list(moves)]).query(columns.anchor)
+    beside = [c for c in positions if distance[c] < AROUND_A]
+    quadratic = linearise(bench, state, imaging, beside, moves)
     model = profile(state, quadratic)
     chosen = _greedy(model.h, model.dense())
     before = total_cost(bench, state, imaging)

@@ -93,7 +93,7 @@ def settle(job: Job, parts: Parts, threads: int) -> Settled:
 def known(rounds: Rounds, state: State, rivals: tuple[Rival, ...]) -> Settled:
     """Return a tile that has settled with what it says of the lens."""
     bench, imaging = rounds.bench, free_lens(state, LENS)
-    refined = refine(bench, state, imaging, state.occupied(), 1)
+    refined = refine(bench, state, imaging, state.occupied(), 1, error_bars=True)
     rounds.log("joint", bench.chi2(refined.state), "lens of the tile")
     return Settled(refined.state, Factor(refined.precision).corner, rivals, dict(rounds.rejected))
 
