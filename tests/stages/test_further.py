@@ -290,7 +290,6 @@ def test_two_images_are_fitted_together_and_a_resumed_fit_gives_the_same_bits(
     island: Slab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     # Fewer of the steps that all fits have in common.
-    monkeypatch.setattr("qhrtem.stages.structure.ROUNDS", 2)
     monkeypatch.setattr("qhrtem.stages.structure.PHONON_PAIRS", (1, 1, 1))
     monkeypatch.setattr("qhrtem.stages.thickness.PHONON_PAIRS", (1, 1, 1))
     monkeypatch.setattr("qhrtem.stages.further.PHONON_PAIRS", (1, 1, 1))
