@@ -169,7 +169,7 @@ def test_prior_of_a_column_that_lost_its_heaviest_element(island: Slab, state: S
 
 
 def test_a_lagged_bench_keeps_derivatives_and_sees_residuals(island: Slab, state: State) -> None:
-    bench = replace(bench_of(island), lagged=True)
+    bench = bench_of(island).lagging()
     c = island.nearest("Ti")
     begin = linearise(bench, state, FREE, [c], {})
     on = replace(state, microscope=state.microscope.with_values(c1=58.0))
