@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from qhrtem.model.microscope import numbered
+from qhrtem.model.microscope import numbered, parameter
 from qhrtem.specimen.rules import NeighbourStep, SurfaceEnergy
 from qhrtem.stages.checkpoint import Log, Reached
 from qhrtem.stages.counts import LEAST_CHI2_GAIN, count_round
@@ -85,23 +85,26 @@ def explore(
     trial, scatter = corrected_with_scatter(bench, trial, PHONON_PAIRS[1], seed)
     cost = np.inf
     moving = trial.occupied()
-    late = bench.lagging()
+    # What columns do to the image is simulated anew once an imaging parameter has moved by more than this.
+    step = np.array([parameter(i).step for i in imaging])
+    late, begun = bench.lagging(), trial
     for number in range(MOST_ROUNDS):
-        at = bench if periods and not number else late  # the lens of a shifted start has far to go
         walk = None if periods else np.random.default_rng([seed, 7, number])
         columns = trial.occupied()
         rules = surface, support, rejected
-        done = count_round(at, trial, imaging, columns, moving, *rules, collective=walk)
+        done = count_round(late, trial, imaging, columns, moving, *rules, collective=walk)
         trial, moving = done.state, sorted(done.undecided)
         far = stale(trial)
         if far:
             trial, scatter = corrected_with_scatter(late, trial, PHONON_PAIRS[1], seed)
-            late = bench.lagging()
         before, cost = cost, basin_cost(late, trial, imaging, surface) - scatter
         gain = before - cost
         lost = cost - target > (max(gain, BEYOND_DOUBT) if number else HOPELESS)
-        if not far and (lost or gain < LEAST_CHI2_GAIN):
+        moved = bool((np.abs(trial.values() - begun.values())[imaging] > step).any())
+        if not far and (lost or gain < LEAST_CHI2_GAIN and not moved):
             break
+        if far or moved:
+            late, begun = bench.lagging(), trial
     return trial, cost
 
 
