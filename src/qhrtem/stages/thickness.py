@@ -94,6 +94,9 @@ def explore(
         rules = surface, support, rejected
         done = count_round(late, trial, imaging, columns, moving, *rules, collective=walk)
         trial, moving = done.state, sorted(done.undecided)
+        if done.gain < LEAST_CHI2_GAIN:
+            # A step that leads too far, in lens and positions, hides moves that pay; here it is damped.
+            trial = refine(late, trial, imaging, columns, 2).state
         far = stale(trial)
         if far:
             trial, scatter = corrected_with_scatter(late, trial, PHONON_PAIRS[1], seed)
