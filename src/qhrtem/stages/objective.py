@@ -203,6 +203,16 @@ class Bench:
         """Return ∂(first image)/∂(imaging parameter)·step, (P, rows, cols), by central differences."""
         if not index:
             return np.zeros((0, *self.misfit.used.shape), dtype=np.float32)
+        out = {i: self._derivatives[i] for i in index if i in self._derivatives}
+        missing = [i for i in index if i not in out]
+        if missing:
+            out.update(self._derivatives_of(state, missing))
+        if self.lagged:
+            self._derivatives.update(out)
+        return np.asarray(torch.stack([out[i] for i in index]).numpy())
+
+    def _derivatives_of(self, state: State, index: list[int]) -> dict[int, Tensor]:
+        """Return rows of `global_jacobian` by imaging parameter, simulated at a state."""
         wave = self._exit_wave(state)
         sharp = self.model.sharp_of(*wave, state.microscope)
         for m in (*(m for i in index for m, _ in _around(state.microscope, i)), state.microscope):
@@ -210,15 +220,10 @@ class Bench:
             self.model.kernels(state.columns, thermal_of(m))
         with ThreadPoolExecutor(self.workers) as pool:
             found = pool.map(partial(self._derivative, state, wave, sharp), index)
-            out = dict(zip(index, found, strict=True))
-        if self.lagged:
-            self._derivatives.update(out)
-        return np.asarray(torch.stack([out[i] for i in index]).numpy())
+            return dict(zip(index, found, strict=True))
 
     def _derivative(self, state: State, wave: tuple[Tensor, float], sharp: Tensor, i: int) -> Tensor:
         """Return one row of `global_jacobian`; wave: exit wave, sharp: what the lens makes of it."""
-        if i in self._derivatives:
-            return self._derivatives[i]
         images, at = [], []
         for m, value in _around(state.microscope, i):
             if PARAMETERS[i].name in RECORDING:
