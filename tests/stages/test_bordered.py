@@ -34,6 +34,30 @@ def test_solutions_are_those_of_the_dense_matrix(seed: int, corner: int, local: 
     assert np.allclose(factor.corner, np.linalg.inv(dense)[:corner, :corner], atol=1e-6)
 
 
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), corner=st.integers(1, 5), local=st.integers(0, 30))
+def test_what_would_leave_its_room_stays_at_the_limit_and_the_rest_is_best_there(
+    seed: int, corner: int, local: int
+) -> None:
+    matrix = random_matrix(seed, corner, local)
+    dense, rng = matrix.dense(), np.random.default_rng(seed + 1)
+    right = rng.normal(size=len(dense))
+    factor = Factor(matrix)
+    best = factor.solve(right)
+    room = np.stack([-rng.random(corner), rng.random(corner)], 1) * 2 * np.abs(best[:corner]).max()
+    x = factor.solve(right, room)
+    assert (x[:corner] >= room[:, 0]).all() and (x[:corner] <= room[:, 1]).all()
+    at_limit = np.zeros(len(x), dtype=bool)
+    at_limit[:corner] = (x[:corner] == room[:, 0]) | (x[:corner] == room[:, 1])
+    if (np.clip(best[:corner], *room.T) == best[:corner]).all():
+        assert np.array_equal(x, best) and not at_limit.any()
+    slope = dense @ x - right
+    assert np.allclose(slope[~at_limit], 0, atol=1e-6)
+    held = factor.solve(right, np.zeros((corner, 2)))
+    assert not held[:corner].any()
+    assert np.allclose(held[corner:], factor.solve_local(right[corner:]))
+
+
 def test_sums_parts_and_diagonals() -> None:
     a, b = random_matrix(1, 3, 12), random_matrix(2, 3, 12)
     assert np.allclose(a.plus(b).dense(), a.dense() + b.dense())

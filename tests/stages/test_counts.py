@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
 from qhrtem.stages.counts import count_round
 from qhrtem.stages.descent import Descent
 from qhrtem.stages.joint import total_cost
-from qhrtem.stages.linearise import linearise, possible_moves
+from qhrtem.stages.linearise import Quadratic, linearise, possible_moves
 from qhrtem.stages.move_model import MoveModel, profile
 from qhrtem.stages.objective import State
 from slabs import Slab, slab
@@ -61,6 +62,29 @@ def test_right_counts_stay(island: Slab, rules: tuple[SurfaceEnergy, NeighbourSt
     some = list(range(0, len(island.columns), 2))
     done = count_round(bench, State(island.columns, island.microscope), FREE, some, some, *rules, {})
     assert (done.state.columns.element_counts() == island.columns.element_counts()).all()
+
+
+def test_a_lens_that_goes_too_far_does_not_hide_a_wrong_count(
+    island: Slab, rules: tuple[SurfaceEnergy, NeighbourStep], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slope by A1 leads astray, and the exact image refuses the step; without it the atom is found."""
+    astray = 3.0  # steps
+
+    def misled(*args: Any, **kwargs: Any) -> Quadratic:
+        quadratic = linearise(*args, **kwargs)
+        quadratic.gradient[1] += astray * quadratic.matrix.corner[1, 1]
+        return quadratic
+
+    monkeypatch.setattr("qhrtem.stages.counts.linearise", misled)
+    c = island.nearest("Ti")
+    true = with_last(island.columns, {c: -1})
+    bench = bench_of(island, true, electrons=20000.0)
+    everything = list(range(len(true)))
+    start = State(island.columns, island.microscope)
+    done = count_round(bench, start, FREE, everything, everything, *rules, {})
+    assert done.gain > 20
+    assert done.state.columns.element_counts()[c].sum() == true.element_counts()[c].sum()
+    assert done.state.microscope["a1_x"] == start.microscope["a1_x"]
 
 
 def test_continuous_unknowns_follow_by_schur_complement(island: Slab) -> None:

@@ -13,6 +13,7 @@ from qhrtem.model.microscope import INDEX, PARAMETERS
 from qhrtem.model.window import SiteChange
 from qhrtem.stages.joint import apply_step
 from qhrtem.stages.linearise import (
+    EVEN,
     EndMove,
     end_move,
     linearise,
@@ -82,6 +83,19 @@ def test_matrix_and_gradient_match_whole_field_differences(island: Slab, state: 
     assert (np.abs(q.gradient - flat @ residual) / size).max() < 0.02 * np.abs(flat @ residual / size).max()
     # The columns were moved, so there is something to gain.
     assert np.abs(q.gradient / size).max() > 10
+
+
+@pytest.mark.parametrize("c1", [60.0, 300.0])
+def test_an_image_that_wants_less_than_no_semi_convergence_is_curved(island: Slab, c1: float) -> None:
+    """The cost away from the least semi-convergence, where squares of slopes tell a third of it."""
+    start = island.microscope.with_values(c1=c1, semi_convergence=PARAMETERS[EVEN].low)
+    sharper = start.with_values(vibration_xx=0.03, vibration_yy=0.03)
+    bench = bench_of(island, microscope=sharper, electrons=20000.0, seed=None)
+    state = State(island.columns, start)
+    q = linearise(bench, state, [EVEN], [], {})
+    for z in (2.0, 4.0):
+        cost = bench.cost(apply_step(state, q, np.array([z]))) - bench.cost(state)
+        assert z**2 * q.matrix.corner[0, 0] - 2 * z * q.gradient[0] == pytest.approx(cost, rel=0.25)
 
 
 def test_more_threads_change_nothing(island: Slab, state: State) -> None:

@@ -92,11 +92,17 @@ class Factor:
         # Inverse of the Schur complement: covariance of the corner's unknowns, the local ones free.
         self.corner = linalg.cho_solve(root, np.eye(len(reduced))) if root else np.zeros((0, 0))
 
-    def solve(self, right: Floats) -> Floats:
-        """Return x (P+N,) or (P+N, R) with matrix·x = right."""
+    def solve(self, right: Floats, room: Floats | None = None) -> Floats:
+        """Return x (P+N,) or (P+N, R) with matrix·x = right.
+
+        room: (P, 2) limits of the corner's unknowns, for a single right side: one that would go beyond stays
+        at its limit, and all else answers to that.
+        """
         p = len(self.corner)
         local = self.solve_local(right[p:])
         corner = self.corner @ (right[:p] - self.border @ local)
+        if room is not None:
+            corner = within(room, corner, self.corner)
         return np.concatenate([corner, local - self.through @ corner])
 
     def solve_local(self, right: Floats) -> Floats:
@@ -104,3 +110,19 @@ class Factor:
         if self._local is None or not right.size:
             return np.zeros_like(right)
         return np.asarray(self._local.solve(np.ascontiguousarray(right)))
+
+
+def within(room: Floats, best: Floats, covariance: Floats) -> Floats:
+    """Return unknowns (P,) with those held that their minimum would carry beyond their room (P, 2).
+
+    best: (P,) the minimum of a quadratic cost; covariance: (P, P) inverse of its matrix. The others go to
+    where they are best with those at their limits.
+    """
+    out, limit = best, np.clip(best, room[:, 0], room[:, 1])
+    held = np.zeros(len(best), dtype=bool)
+    while (beyond := ~held & (np.clip(out, room[:, 0], room[:, 1]) != out)).any():
+        held |= beyond
+        limit[beyond] = np.clip(out, room[:, 0], room[:, 1])[beyond]
+        pulled = np.linalg.solve(covariance[np.ix_(held, held)], (limit - best)[held])
+        out = np.where(held, limit, best + covariance[:, held] @ pulled)
+    return out

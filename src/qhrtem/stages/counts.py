@@ -4,7 +4,7 @@ Every ±1 and ±2 move of both ends of every column is simulated exactly in its 
 in one quadratic model in which imaging parameters and positions are re-optimised for every candidate (they
 are projected out), so a lens error cannot buy atoms. The best set of moves under that model and the surface
 rules is found by descent over columns, pairs and terraces, and accepted only if the exact image agrees;
-where it does not, the half with the smaller single gains is dropped and the rest tried again.
+where it does not, the lens is held, then the half with the smaller single gains is dropped, and so forth.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from qhrtem.model.microscope import INDEX, PARAMETERS
 from qhrtem.specimen.persistence import Persistence
 from qhrtem.specimen.rules import NeighbourStep, SurfaceEnergy
 from qhrtem.stages.descent import Descent
-from qhrtem.stages.joint import apply_step, total_cost
+from qhrtem.stages.joint import apply_step, room, total_cost
 from qhrtem.stages.linearise import Quadratic, linearise, possible_moves
 from qhrtem.stages.move_model import MoveModel, profile
 from qhrtem.stages.objective import Bench, State
@@ -98,10 +98,11 @@ def count_round(
                 if cost < min(before, after):
                     descent, ranked, trial, after = other, _ranked(other), moved, cost
     undecided = _undecided(descent)
-    limit = len(ranked)
+    limit, lens = len(ranked), True
     while after >= before and limit:
-        limit //= 2
-        trial = _applied(state, quadratic, descent, ranked[:limit])
+        # Where the lens went too far, the same moves may pay without it.
+        lens, limit = not lens, limit if lens else limit // 2
+        trial = _applied(state, quadratic, descent, ranked[:limit], lens)
         after = exact(trial)
     if after < before:
         return CountRound(trial, limit, before - after, model, undecided, kept)
@@ -151,10 +152,16 @@ def _ranked(descent: Descent) -> list[int]:
     return [changed[i] for i in np.argsort(gain)[::-1]]
 
 
-def _applied(state: State, quadratic: Quadratic, descent: Descent, take: list[int]) -> State:
-    """Return the state with the options of the columns `take` (numbers in the model) and what follows."""
+def _applied(
+    state: State, quadratic: Quadratic, descent: Descent, take: list[int], lens: bool = True
+) -> State:
+    """Return the state with the options of the columns `take` (numbers in the model) and what follows.
+
+    lens: whether the imaging parameters do; positions always do.
+    """
     chosen = np.zeros_like(descent.chosen)
     chosen[take] = descent.chosen[take]
     model = descent.model
-    stepped = apply_step(state, quadratic, model.step(model.picked(chosen)))
+    free = room(state, quadratic.imaging) if lens else np.zeros((len(quadratic.imaging), 2))
+    stepped = apply_step(state, quadratic, model.step(model.picked(chosen), free))
     return replace(stepped, columns=stepped.columns.with_ends(*model.ends(state.columns, chosen)))

@@ -64,6 +64,16 @@ def total_cost(bench: Bench, state: State, imaging: list[int]) -> float:
     return bench.cost(state) + prior_cost(state, imaging, IDEAL_SIGMA_A, GROUP_SIGMA_A)
 
 
+def room(state: State, imaging: list[int]) -> Floats:
+    """Return the lowest and highest step (P, 2) that the bounds of each imaging parameter leave it."""
+    pars, values = [parameter(i) for i in imaging], state.values()
+    limits = [
+        ((p.low - values[i]) / p.step, (p.high - values[i]) / p.step)
+        for i, p in zip(imaging, pars, strict=True)
+    ]
+    return np.array(limits).reshape(-1, 2)
+
+
 def apply_step(state: State, quadratic: Quadratic, step: Floats) -> State:
     """Return the state moved by a step in the continuous unknowns, kept within the parameters' bounds."""
     p = len(quadratic.imaging)
@@ -104,7 +114,7 @@ def refine(
         improved = False
         for _ in range(6):
             damped = hessian.plus_diagonal(damping * hessian.diagonal())
-            step = Factor(damped).solve(gradient)
+            step = Factor(damped).solve(gradient, room(state, imaging))
             trial = apply_step(state, quadratic, step)
             trial_cost = total_cost(bench, trial, imaging)
             if trial_cost < cost:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
-from qhrtem.model.microscope import PARAMETERS, acting_on, parameter
+from qhrtem.model.microscope import INDEX, PARAMETERS, acting_on, parameter
 from qhrtem.model.window import Move, Response, SiteChange, Tangent, WindowModel
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.stages.bordered import Bordered
@@ -25,6 +25,7 @@ from qhrtem.stages.objective import Bench, Misfit, State
 Floats = NDArray[np.float64]
 # Ends of a column move by up to this many sites in one round.
 REACH = 2
+EVEN = INDEX["semi_convergence"]  # the image does not tell its sign
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,21 @@ def _of_image(
             blocks.append((asked.tasks[n][1], response))
             tick((n + 1) / len(asked.tasks))
     jacobian = bench.global_jacobian(state, imaging)
-    return _assemble(jacobian, blocks, weight, pulls, len(asked.tangents), len(asked.moves))
+    matrix, gradient = _assemble(jacobian, blocks, weight, pulls, len(asked.tangents), len(asked.moves))
+    if EVEN in imaging:
+        _curve(matrix.corner, gradient[0], imaging.index(EVEN), float(state.microscope.values[EVEN]))
+    return matrix, gradient
+
+
+def _curve(corner: Floats, gradient: Floats, a: int, value: float) -> None:
+    """Add the curvature of the image to the normal matrix, for the unknown a that it is even in.
+
+    I(α) ≈ I(0) + kα² has I″ = I′/α; squares of slopes leave it out, vanish towards α = 0, and a step then
+    leads far beyond. Where it would lessen the curvature of the cost, it is left out.
+    """
+    p = PARAMETERS[EVEN]
+    middle = max(value, p.low + p.step / 4)  # of the interval that the slope is taken over
+    corner[a, a] += max(0.0, -gradient[a] * p.step / middle)
 
 
 def present_groups(columns: ColumnModel, c: int) -> list[int]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import linalg, sparse
 
 from qhrtem.specimen.columns import ColumnModel
-from qhrtem.stages.bordered import RIDGE, Factor
+from qhrtem.stages.bordered import RIDGE, Factor, within
 from qhrtem.stages.joint import GROUP_SIGMA_A, IDEAL_SIGMA_A
 from qhrtem.stages.linearise import EndMove, Quadratic, prior_normal
 from qhrtem.stages.objective import State
@@ -52,9 +52,15 @@ class MoveModel:
     through: Floats  # (T, P) how positions answer to the imaging parameters
     options: list[Options]
 
-    def step(self, moved: Floats) -> Floats:
-        """Return the step (P+T,) of the continuous unknowns for a set of moves (M,)."""
+    def step(self, moved: Floats, room: Floats | None = None) -> Floats:
+        """Return the step (P+T,) of the continuous unknowns for a set of moves (M,).
+
+        room: (P, 2) lowest and highest step of each imaging parameter; one that would go beyond stays at the
+        limit, and all else answers to that.
+        """
         imaging = self.answer @ (self.pull - self.reach @ moved)
+        if room is not None:
+            imaging = within(room, imaging, self.answer)
         return np.concatenate([imaging, self.rest - self.follow @ moved - self.through @ imaging])
 
     def dense(self) -> Floats:

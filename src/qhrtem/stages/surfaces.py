@@ -10,7 +10,7 @@ from scipy.spatial import cKDTree
 
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.specimen.rules import Neighbours
-from qhrtem.stages.joint import apply_step, total_cost
+from qhrtem.stages.joint import apply_step, room, total_cost
 from qhrtem.stages.linearise import EndMove, linearise
 from qhrtem.stages.move_model import profile
 from qhrtem.stages.objective import AROUND_A, Bench, State
@@ -84,7 +84,7 @@ def outline_round(
     while chosen:
         picked = np.zeros(len(model.h))
         picked[chosen] = 1
-        trial = apply_step(state, quadratic, model.step(picked))
+        trial = apply_step(state, quadratic, model.step(picked, room(state, quadratic.imaging)))
         last = trial.columns.last.copy()
         for m in chosen:
             last[quadratic.moves[m].column] += quadratic.moves[m].sites
