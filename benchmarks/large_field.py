@@ -44,7 +44,7 @@ HEAD = (
 )
 
 
-def tables(size: float, image: Path) -> dict[str, Any]:
+def plan_tables(size: float, image: Path) -> dict[str, Any]:
     """Return the plan of a field of some nm, [simulate] included."""
     return {
         "image": {"path": image, "pixel_size_A": PIXEL_A, "gain_counts_per_electron": 12.0},
@@ -83,7 +83,7 @@ def at_seams(place: NDArray[np.float64], shape: tuple[int, int], spread: float) 
 def measure(size: float, workers: int, folder: Path, reuse: bool) -> tuple[list[str], tuple[str, ...]]:
     """Return a line of the table, and what the run says of its tiles."""
     image, out = folder / f"field_{size:g}.tif", folder / f"run_{size:g}"
-    plan = plan_from_tables(tables(size, image), "large field")
+    plan = plan_from_tables(plan_tables(size, image), "large field")
     phantom = make_phantom(plan, read_cif(plan.structure.path), engine_named("qhrtem"))
     write_simulation(image, phantom.counts, phantom.pixel_size_A, phantom.facts, phantom.columns)
     if not (reuse and (out / "columns.csv").is_file()):

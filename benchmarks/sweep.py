@@ -60,7 +60,7 @@ POINTS = (
 )
 
 
-def tables(point: Point, image: Path) -> dict[str, Any]:
+def plan_tables(point: Point, image: Path) -> dict[str, Any]:
     """Return the plan of a point, [simulate] included."""
     simulate = {
         "shape": "wedge",
@@ -99,7 +99,7 @@ def made(point: Point, folder: Path) -> tuple[Any, ColumnTable, tuple[int, int]]
     from qhrtem.specimen.crystal import read_cif
 
     image = folder / f"{point.name}.tif"
-    given = tables(point, image)
+    given = plan_tables(point, image)
     plan = plan_from_tables(given, point.name)
     engine = engine_named(plan.simulate.engine if plan.simulate else "qhrtem")
     phantom = make_phantom(plan, read_cif(plan.structure.path), engine)
@@ -145,7 +145,7 @@ def scores(point: Point, twin: Twin, truth: ColumnTable, shape: tuple[int, int])
         f"{said:.2f}",
         f"{100 * np.sqrt((error**2).mean()):.2f}",
         f"{(z < 1).mean():.2f} / {(z < 1.96).mean():.2f}",
-        _tilt(twin, tables(point, Path())["simulate"]["mistilt_mrad"]),
+        _tilt(twin, plan_tables(point, Path())["simulate"]["mistilt_mrad"]),
         f"{twin.history[-1].seconds / 60:.1f}",
     ]
 

@@ -57,6 +57,22 @@ def test_a_wrong_count_is_corrected(
     assert before - after == pytest.approx(done.gain)
 
 
+@pytest.mark.parametrize(("name", "sites"), [("O", 1), ("O", -1), ("BaO", 1)])
+def test_a_column_that_stands_too_high_or_low_slides_back(
+    island: Slab, rules: tuple[SurfaceEnergy, NeighbourStep], name: str, sites: int
+) -> None:
+    c = island.nearest(name)
+    first, last = island.columns.first.copy(), island.columns.last.copy()
+    first[c] += sites
+    last[c] += sites
+    bench = bench_of(island, electrons=40000.0, seed=2)
+    everything = list(range(len(first)))
+    start = State(island.columns.with_ends(first, last), island.microscope)
+    done = count_round(bench, start, FREE, everything, everything, *rules, {})
+    assert (done.state.columns.first == island.columns.first).all()
+    assert (done.state.columns.last == island.columns.last).all()
+
+
 def test_right_counts_stay(island: Slab, rules: tuple[SurfaceEnergy, NeighbourStep]) -> None:
     bench = bench_of(island, electrons=20000.0, seed=4)
     some = list(range(0, len(island.columns), 2))

@@ -13,6 +13,7 @@ from qhrtem.model.microscope import INDEX, PARAMETERS
 from qhrtem.model.window import SiteChange
 from qhrtem.stages.joint import apply_step
 from qhrtem.stages.linearise import (
+    BOTH,
     EVEN,
     EndMove,
     end_move,
@@ -57,17 +58,19 @@ def test_matrix_and_gradient_match_whole_field_differences(island: Slab, state: 
     bench = bench_of(island)
     columns = state.columns
     moving = {
-        c: [EndMove(c, 1, -1), EndMove(c, 0, -1)] for c in (island.nearest("BaO"), island.nearest("Ti"))
+        c: [EndMove(c, 1, -1), EndMove(c, 0, -1), EndMove(c, BOTH, 1)]
+        for c in (island.nearest("BaO"), island.nearest("Ti"))
     }
     positions = [island.nearest(name) for name in ("BaO", "Ti", "O")]
     q = linearise(bench, state, FREE, positions, moving)
-    assert q.continuous == len(FREE) + 2 * 4 and len(q.moves) == 4
+    assert q.continuous == len(FREE) + 2 * 4 and len(q.moves) == 6
     base = bench.image(state)
     rows = list(bench.global_jacobian(state, FREE).astype(float))
     rows += [difference(bench, state, t) for t in q.tangents]
     for m in q.moves:
         first, last = columns.first.copy(), columns.last.copy()
-        (first if m.end == 0 else last)[m.column] += m.sites
+        for end in (first, last) if m.end == BOTH else (first,) if m.end == 0 else (last,):
+            end[m.column] += m.sites
         moved = replace(state, columns=columns.with_ends(first, last))
         rows.append((bench.image(moved) - base).double().numpy())
     flat = np.array([r.ravel() for r in rows])
@@ -122,6 +125,10 @@ def test_end_moves_name_their_atoms(island: Slab) -> None:
     }
     for (end, sites), expected in cases.items():
         assert end_move(columns, EndMove(c, end, sites)).changes == (expected,)
+    slides = {1: (SiteChange((f,), -1), SiteChange((n + 1,), 1))}
+    slides[-1] = (SiteChange((f - 1,), 1), SiteChange((n,), -1))
+    for sites, both in slides.items():
+        assert end_move(columns, EndMove(c, BOTH, sites)).changes == both
 
 
 def test_possible_moves_leave_an_atom(island: Slab) -> None:
@@ -129,13 +136,13 @@ def test_possible_moves_leave_an_atom(island: Slab) -> None:
     for name, reach in (("BaO", 2), ("O", 2), ("Ti", 1)):
         c = island.nearest(name)
         moves = possible_moves(columns, c)
-        assert {(m.end, m.sites) for m in moves} == {
-            (e, n) for e in (0, 1) for n in range(-reach, reach + 1) if n
-        }
+        ends = {(e, n) for e in (0, 1) for n in range(-reach, reach + 1) if n}
+        assert {(m.end, m.sites) for m in moves} == ends | {(BOTH, -1), (BOTH, 1)}
         single = columns.with_ends(
             columns.first, np.where(np.arange(len(columns)) == c, columns.first, columns.last)
         )
-        assert all((m.sites < 0) == (m.end == 0) for m in possible_moves(single, c))
+        moves = [m for m in possible_moves(single, c) if m.end != BOTH]
+        assert all((m.sites < 0) == (m.end == 0) for m in moves)
 
 
 def test_present_groups_are_those_with_atoms(island: Slab) -> None:

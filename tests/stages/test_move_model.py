@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from scipy import sparse
 
 from benches import bench_of, with_last
 from qhrtem.model.microscope import INDEX
-from qhrtem.stages.joint import GROUP_SIGMA_A, IDEAL_SIGMA_A
+from qhrtem.stages.joint import GROUP_SIGMA_A, IDEAL_SIGMA_A, refine, total_cost
 from qhrtem.stages.linearise import linearise, possible_moves, prior_normal
 from qhrtem.stages.move_model import MoveModel, profile
 from qhrtem.stages.objective import State
@@ -72,6 +74,28 @@ def test_holding_a_parameter_where_it_would_go_changes_nothing_for_that_choice()
     held = model.held([0, 1], where)
     slope = -2 * model.h + 2 * model.dense() @ s
     assert np.allclose(-2 * held.h + 2 * held.dense() @ s, slope, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "apart_off"), [("O", 0.05), ("Ti", 0.25)])
+def test_a_column_that_slides_costs_what_the_image_says(name: str, apart_off: float) -> None:
+    """Along the beam in a tilted crystal, its position following; its two ends by themselves are off."""
+    island = slab(radius=4.0, ends=(4.0, 36.0))
+    columns, c = island.columns, island.nearest(name)
+    lens = island.microscope.with_values(tilt_x=3e-3)
+    bench = bench_of(island, microscope=lens, electrons=20000.0, seed=None)
+    state = State(columns, lens)
+    model = profile(state, linearise(bench, state, [], [c], {c: possible_moves(columns, c)}))
+    (options,) = model.options
+    by = np.stack([options.first - columns.first[c], options.last - columns.last[c]], axis=1).tolist()
+    for n in (-1, 1):
+        slid = by.index([n, n])
+        picked = model.picked(np.array([slid]))
+        assert picked.sum() == 1
+        start = replace(state, columns=columns.with_ends(*model.ends(columns, np.array([slid]))))
+        exact = refine(bench, start, [], [c], 4).cost - total_cost(bench, state, [])
+        assert model.cost(picked) == pytest.approx(exact, rel=0.03)
+        apart = model.picked(np.array([by.index([n, 0])])) + model.picked(np.array([by.index([0, n])]))
+        assert abs(model.cost(apart) / exact - 1) > apart_off
 
 
 @pytest.mark.slow

@@ -1,10 +1,11 @@
 """Counts: the two whole numbers of every column, by exact single-column moves and a joint quadratic model.
 
-Every ±1 and ±2 move of both ends of every column is simulated exactly in its window. The moves then compete
-in one quadratic model in which imaging parameters and positions are re-optimised for every candidate (they
-are projected out), so a lens error cannot buy atoms. The best set of moves under that model and the surface
-rules is found by descent over columns, pairs and terraces, and accepted only if the exact image agrees;
-where it does not, the lens is held, then the half with the smaller single gains is dropped, and so forth.
+Every ±1 and ±2 move of both ends of every column, and its slides along the beam, are simulated exactly in
+its window. The moves then compete in one quadratic model in which imaging parameters and positions are
+re-optimised for every candidate (they are projected out), so a lens error cannot buy atoms. The best set of
+moves under that model and the surface rules is found by descent over columns, pairs and terraces, and
+accepted only if the exact image agrees; where it does not, the lens is held, then the half with the smaller
+single gains is dropped, and so forth.
 """
 
 from __future__ import annotations

@@ -25,15 +25,22 @@ from qhrtem.stages.objective import Bench, Misfit, State
 Floats = NDArray[np.float64]
 # Ends of a column move by up to this many sites in one round.
 REACH = 2
+# A column that slides along the beam gains at one end nearly what it loses at the other. The sum of two end
+# moves leaves out what they do together and is off by a tenth (O) to a third (Ti), which decides many a
+# column: slides are moves of their own.
+SLIDES = (-1, 1)  # sites
 EVEN = INDEX["semi_convergence"]  # the image does not tell its sign
+
+
+BOTH = 2
 
 
 @dataclass(frozen=True)
 class EndMove:
-    """One end of a column moved by some sites; positive = along the beam."""
+    """One end of a column, or both, moved by some sites; positive = along the beam."""
 
     column: int
-    end: int  # 0 = first, 1 = last
+    end: int  # 0 = first, 1 = last, BOTH = the column slides
     sites: int  # change of the site number
 
 
@@ -66,19 +73,20 @@ class Quadratic:
 def end_move(columns: ColumnModel, move: EndMove) -> Move:
     """Return the atoms that an end move adds or removes."""
     c, n = move.column, move.sites
-    if move.end == 0:
+    changes = []
+    if move.end in (0, BOTH):
         first = int(columns.first[c])
         sites = tuple(range(first, first + n)) if n > 0 else tuple(range(first + n, first))
-        sign = -1 if n > 0 else 1
-    else:
+        changes.append(SiteChange(sites, -1 if n > 0 else 1))
+    if move.end in (1, BOTH):
         last = int(columns.last[c])
         sites = tuple(range(last + 1, last + n + 1)) if n > 0 else tuple(range(last + n + 1, last + 1))
-        sign = 1 if n > 0 else -1
-    return Move((SiteChange(sites, sign),))
+        changes.append(SiteChange(sites, 1 if n > 0 else -1))
+    return Move(tuple(changes))
 
 
 def possible_moves(columns: ColumnModel, c: int) -> list[EndMove]:
-    """Return the end moves of a column that leave at least one atom in it."""
+    """Return the end moves of a column that leave at least one atom in it, and its slides."""
     number = int(columns.last[c] - columns.first[c] + 1)
     out = []
     reach = REACH if len(columns.kind_of(c).sites) > 1 else 1
@@ -87,7 +95,7 @@ def possible_moves(columns: ColumnModel, c: int) -> list[EndMove]:
             removed = n if end == 0 else -n
             if n and removed < number:
                 out.append(EndMove(c, end, n))
-    return out
+    return [*out, *(EndMove(c, BOTH, n) for n in SLIDES)]
 
 
 def linearise(

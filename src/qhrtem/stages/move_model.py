@@ -17,7 +17,7 @@ from scipy import linalg, sparse
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.stages.bordered import RIDGE, Factor, within
 from qhrtem.stages.joint import GROUP_SIGMA_A, IDEAL_SIGMA_A
-from qhrtem.stages.linearise import EndMove, Quadratic, prior_normal
+from qhrtem.stages.linearise import BOTH, EndMove, Quadratic, prior_normal
 from qhrtem.stages.objective import State
 
 Floats = NDArray[np.float64]
@@ -161,13 +161,16 @@ def _options(columns: ColumnModel, moves: list[EndMove]) -> list[Options]:
     for c, mine in by_column.items():
         tops: list[int | None] = [None, *[i for i in mine if moves[i].end == 0]]
         bottoms: list[int | None] = [None, *[i for i in mine if moves[i].end == 1]]
+        slides = {moves[i].sites: (i,) for i in mine if moves[i].end == BOTH}
         sets, first, last = [], [], []
         for t in tops:
             for b in bottoms:
-                f = int(columns.first[c]) + (moves[t].sites if t is not None else 0)
-                n = int(columns.last[c]) + (moves[b].sites if b is not None else 0)
+                up = moves[t].sites if t is not None else 0
+                down = moves[b].sites if b is not None else 0
+                f, n = int(columns.first[c]) + up, int(columns.last[c]) + down
                 if n >= f:
-                    sets.append(tuple(i for i in (t, b) if i is not None))
+                    apart = tuple(i for i in (t, b) if i is not None)
+                    sets.append(slides.get(up, apart) if up == down else apart)
                     first.append(f)
                     last.append(n)
         out.append(Options(c, sets, np.array(first), np.array(last)))
