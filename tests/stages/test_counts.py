@@ -57,7 +57,7 @@ def test_a_wrong_count_is_corrected(
     assert before - after == pytest.approx(done.gain)
 
 
-@pytest.mark.parametrize(("name", "sites"), [("O", 1), ("O", -1), ("BaO", 1)])
+@pytest.mark.parametrize(("name", "sites"), [("O", 1), ("O", -1), ("BaO", 2), ("BaO", -1)])
 def test_a_column_that_stands_too_high_or_low_slides_back(
     island: Slab, rules: tuple[SurfaceEnergy, NeighbourStep], name: str, sites: int
 ) -> None:

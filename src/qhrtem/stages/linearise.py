@@ -25,10 +25,6 @@ from qhrtem.stages.objective import Bench, Misfit, State
 Floats = NDArray[np.float64]
 # Ends of a column move by up to this many sites in one round.
 REACH = 2
-# A column that slides along the beam gains at one end nearly what it loses at the other. The sum of two end
-# moves leaves out what they do together and is off by a tenth (O) to a third (Ti), which decides many a
-# column: slides are moves of their own.
-SLIDES = (-1, 1)  # sites
 EVEN = INDEX["semi_convergence"]  # the image does not tell its sign
 
 
@@ -95,7 +91,21 @@ def possible_moves(columns: ColumnModel, c: int) -> list[EndMove]:
             removed = n if end == 0 else -n
             if n and removed < number:
                 out.append(EndMove(c, end, n))
-    return [*out, *(EndMove(c, BOTH, n) for n in SLIDES)]
+    return [*out, *(EndMove(c, BOTH, n) for n in slides(columns, c))]
+
+
+def slides(columns: ColumnModel, c: int) -> list[int]:
+    """Return by how many sites a column may slide: by one, and where sites alternate by as many as do.
+
+    A column that slides gains at one end nearly what it loses at the other. The sum of two end moves leaves
+    out what they do together and is off by a tenth (O) to a third (Ti), which decides many a column: slides
+    are moves of their own.
+    """
+    kind = columns.kind_of(c)
+    period = len(kind.sites)
+    alike = len({site.group for site in kind.sites}) == 1
+    by = {1} if alike or period > REACH else {1, period}
+    return sorted(sign * n for n in by for sign in (-1, 1))
 
 
 def linearise(
