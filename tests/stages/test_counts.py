@@ -11,7 +11,7 @@ import pytest
 from scipy import sparse
 
 from benches import bench_of, with_last
-from qhrtem.model.microscope import INDEX
+from qhrtem.model.microscope import INDEX, PARAMETERS
 from qhrtem.specimen.rules import Neighbours, NeighbourStep, SurfaceEnergy
 from qhrtem.stages.counts import count_round
 from qhrtem.stages.descent import Descent
@@ -83,7 +83,7 @@ def test_right_counts_stay(island: Slab, rules: tuple[SurfaceEnergy, NeighbourSt
 def test_a_lens_that_goes_too_far_does_not_hide_a_wrong_count(
     island: Slab, rules: tuple[SurfaceEnergy, NeighbourStep], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The slope by A1 leads astray, and the exact image refuses the step; without it the atom is found."""
+    """The slope by A1 leads astray and the exact image refuses the step; less of it finds the atom."""
     astray = 3.0  # steps
 
     def misled(*args: Any, **kwargs: Any) -> Quadratic:
@@ -100,7 +100,8 @@ def test_a_lens_that_goes_too_far_does_not_hide_a_wrong_count(
     done = count_round(bench, start, FREE, everything, everything, *rules, {})
     assert done.gain > 20
     assert done.state.columns.element_counts()[c].sum() == true.element_counts()[c].sum()
-    assert done.state.microscope["a1_x"] == start.microscope["a1_x"]
+    step = PARAMETERS[FREE[1]].step
+    assert abs(done.state.microscope["a1_x"] - start.microscope["a1_x"]) < astray * step
 
 
 def test_continuous_unknowns_follow_by_schur_complement(island: Slab) -> None:

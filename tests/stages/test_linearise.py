@@ -13,7 +13,6 @@ from qhrtem.model.microscope import INDEX, PARAMETERS
 from qhrtem.model.window import SiteChange
 from qhrtem.stages.joint import apply_step
 from qhrtem.stages.linearise import (
-    BOTH,
     EVEN,
     EndMove,
     end_move,
@@ -58,7 +57,7 @@ def test_matrix_and_gradient_match_whole_field_differences(island: Slab, state: 
     bench = bench_of(island)
     columns = state.columns
     moving = {
-        c: [EndMove(c, 1, -1), EndMove(c, 0, -1), EndMove(c, BOTH, 1)]
+        c: [EndMove(c, 1, -1), EndMove(c, 0, -1), EndMove(c, 0, 1, 2)]
         for c in (island.nearest("BaO"), island.nearest("Ti"))
     }
     positions = [island.nearest(name) for name in ("BaO", "Ti", "O")]
@@ -69,8 +68,8 @@ def test_matrix_and_gradient_match_whole_field_differences(island: Slab, state: 
     rows += [difference(bench, state, t) for t in q.tangents]
     for m in q.moves:
         first, last = columns.first.copy(), columns.last.copy()
-        for end in (first, last) if m.end == BOTH else (first,) if m.end == 0 else (last,):
-            end[m.column] += m.sites
+        first[m.column] += m.by[0]
+        last[m.column] += m.by[1]
         moved = replace(state, columns=columns.with_ends(first, last))
         rows.append((bench.image(moved) - base).double().numpy())
     flat = np.array([r.ravel() for r in rows])
@@ -128,7 +127,8 @@ def test_end_moves_name_their_atoms(island: Slab) -> None:
     slides = {1: (SiteChange((f,), -1), SiteChange((n + 1,), 1))}
     slides[-1] = (SiteChange((f - 1,), 1), SiteChange((n,), -1))
     for sites, both in slides.items():
-        assert end_move(columns, EndMove(c, BOTH, sites)).changes == both
+        assert end_move(columns, EndMove(c, 0, sites, sites)).changes == both
+        assert EndMove(c, 1, 2, sites).by == (sites, 2)
 
 
 def test_possible_moves_leave_an_atom(island: Slab) -> None:
@@ -136,14 +136,15 @@ def test_possible_moves_leave_an_atom(island: Slab) -> None:
     for name, reach in (("BaO", 2), ("O", 2), ("Ti", 1)):
         c = island.nearest(name)
         moves = possible_moves(columns, c)
-        ends = {(e, n) for e in (0, 1) for n in range(-reach, reach + 1) if n}
-        slides = {(BOTH, n) for n in ((-2, -1, 1, 2) if name == "BaO" else (-1, 1))}
-        assert {(m.end, m.sites) for m in moves} == ends | slides
+        either = [n for n in range(-reach, reach + 1) if n]
+        alone = {(n, 0) for n in either} | {(0, n) for n in either}
+        far = (1, 2) if name == "BaO" else (1,)
+        slides = {(s * a, s * b) for s in (-1, 1) for a in far for b in far}
+        assert sorted(m.by for m in moves) == sorted(alone | slides)
         single = columns.with_ends(
             columns.first, np.where(np.arange(len(columns)) == c, columns.first, columns.last)
         )
-        moves = [m for m in possible_moves(single, c) if m.end != BOTH]
-        assert all((m.sites < 0) == (m.end == 0) for m in moves)
+        assert all(m.by[1] >= m.by[0] for m in possible_moves(single, c))
 
 
 def test_present_groups_are_those_with_atoms(island: Slab) -> None:

@@ -4,8 +4,8 @@ Every ±1 and ±2 move of both ends of every column, and its slides along the be
 its window. The moves then compete in one quadratic model in which imaging parameters and positions are
 re-optimised for every candidate (they are projected out), so a lens error cannot buy atoms. The best set of
 moves under that model and the surface rules is found by descent over columns, pairs and terraces, and
-accepted only if the exact image agrees; where it does not, the lens is held, then the half with the smaller
-single gains is dropped, and so forth.
+accepted only if the exact image agrees; where it does not, lens and positions follow less, then the half
+with the smaller single gains is dropped, and so forth.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ LEAST_CHI2_GAIN = 6.0  # a round of count moves that gains less has converged
 LEAN = tuple(
     (r * np.cos(a), r * np.sin(a)) for r in (1.5e-3, 3.5e-3) for a in (np.arange(8) + 200 * r) * np.pi / 4
 )
+SHORTER = 0.25  # of the step of lens and positions, where all of it leads too far
 DECIDED = 40.0  # a column whose second best option is this far (χ²) behind is left alone in the next round
 
 
@@ -99,11 +100,11 @@ def count_round(
                 if cost < min(before, after):
                     descent, ranked, trial, after = other, _ranked(other), moved, cost
     undecided = _undecided(descent)
-    limit, lens = len(ranked), True
-    while after >= before and limit:
-        # Where the lens went too far, the same moves may pay without it.
-        lens, limit = not lens, limit if lens else limit // 2
-        trial = _applied(state, quadratic, descent, ranked[:limit], lens)
+    limit, share = len(ranked), 1.0
+    while after >= before and limit + share > SHORTER:
+        # Where lens and positions went too far, the same moves may pay with less of that.
+        share, limit = (SHORTER, limit) if share == 1.0 else (1.0, limit // 2)
+        trial = _applied(state, quadratic, descent, ranked[:limit], share)
         after = exact(trial)
     if after < before:
         return CountRound(trial, limit, before - after, model, undecided, kept)
@@ -154,15 +155,15 @@ def _ranked(descent: Descent) -> list[int]:
 
 
 def _applied(
-    state: State, quadratic: Quadratic, descent: Descent, take: list[int], lens: bool = True
+    state: State, quadratic: Quadratic, descent: Descent, take: list[int], share: float = 1.0
 ) -> State:
     """Return the state with the options of the columns `take` (numbers in the model) and what follows.
 
-    lens: whether the imaging parameters do; positions always do.
+    share: how much of the step that lens and positions would make.
     """
     chosen = np.zeros_like(descent.chosen)
     chosen[take] = descent.chosen[take]
     model = descent.model
-    free = room(state, quadratic.imaging) if lens else np.zeros((len(quadratic.imaging), 2))
-    stepped = apply_step(state, quadratic, model.step(model.picked(chosen), free))
+    step = model.step(model.picked(chosen), room(state, quadratic.imaging))
+    stepped = apply_step(state, quadratic, share * step)
     return replace(stepped, columns=stepped.columns.with_ends(*model.ends(state.columns, chosen)))

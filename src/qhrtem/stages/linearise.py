@@ -28,16 +28,19 @@ REACH = 2
 EVEN = INDEX["semi_convergence"]  # the image does not tell its sign
 
 
-BOTH = 2
-
-
 @dataclass(frozen=True)
 class EndMove:
-    """One end of a column, or both, moved by some sites; positive = along the beam."""
+    """An end of a column, and perhaps the other with it, moved by some sites; positive = along the beam."""
 
     column: int
-    end: int  # 0 = first, 1 = last, BOTH = the column slides
+    end: int  # 0 = first, 1 = last
     sites: int  # change of the site number
+    other: int = 0  # change of the site number at the other end
+
+    @property
+    def by(self) -> tuple[int, int]:
+        """Sites that the first and the last end move by."""
+        return (self.sites, self.other) if self.end == 0 else (self.other, self.sites)
 
 
 @dataclass(frozen=True)
@@ -68,44 +71,40 @@ class Quadratic:
 
 def end_move(columns: ColumnModel, move: EndMove) -> Move:
     """Return the atoms that an end move adds or removes."""
-    c, n = move.column, move.sites
-    changes = []
-    if move.end in (0, BOTH):
-        first = int(columns.first[c])
-        sites = tuple(range(first, first + n)) if n > 0 else tuple(range(first + n, first))
-        changes.append(SiteChange(sites, -1 if n > 0 else 1))
-    if move.end in (1, BOTH):
-        last = int(columns.last[c])
-        sites = tuple(range(last + 1, last + n + 1)) if n > 0 else tuple(range(last + n + 1, last + 1))
-        changes.append(SiteChange(sites, 1 if n > 0 else -1))
+    changes, (up, down) = [], move.by
+    if up:
+        first = int(columns.first[move.column])
+        sites = tuple(range(first, first + up)) if up > 0 else tuple(range(first + up, first))
+        changes.append(SiteChange(sites, -1 if up > 0 else 1))
+    if down:
+        last = int(columns.last[move.column])
+        sites = (
+            tuple(range(last + 1, last + down + 1)) if down > 0 else tuple(range(last + down + 1, last + 1))
+        )
+        changes.append(SiteChange(sites, 1 if down > 0 else -1))
     return Move(tuple(changes))
 
 
 def possible_moves(columns: ColumnModel, c: int) -> list[EndMove]:
-    """Return the end moves of a column that leave at least one atom in it, and its slides."""
+    """Return the end moves of a column, and its slides, that leave at least one atom in it."""
     number = int(columns.last[c] - columns.first[c] + 1)
-    out = []
     reach = REACH if len(columns.kind_of(c).sites) > 1 else 1
-    for end in (0, 1):
-        for n in range(-reach, reach + 1):
-            removed = n if end == 0 else -n
-            if n and removed < number:
-                out.append(EndMove(c, end, n))
-    return [*out, *(EndMove(c, BOTH, n) for n in slides(columns, c))]
+    single = [EndMove(c, end, n) for end in (0, 1) for n in range(-reach, reach + 1) if n]
+    moves = [*single, *(EndMove(c, 0, *by) for by in slides(columns, c))]
+    return [m for m in moves if number + m.by[1] - m.by[0] > 0]
 
 
-def slides(columns: ColumnModel, c: int) -> list[int]:
-    """Return by how many sites a column may slide: by one, and where sites alternate by as many as do.
+def slides(columns: ColumnModel, c: int) -> list[tuple[int, int]]:
+    """Return by how many sites both ends of a column move the same way: one, or any where sites alternate.
 
     A column that slides gains at one end nearly what it loses at the other. The sum of two end moves leaves
-    out what they do together and is off by a tenth (O) to a third (Ti), which decides many a column: slides
-    are moves of their own.
+    out what they do together and is off by a tenth (O) to a third (Ti), by far more where another element
+    comes to an end, which decides many a column: slides are moves of their own.
     """
     kind = columns.kind_of(c)
-    period = len(kind.sites)
     alike = len({site.group for site in kind.sites}) == 1
-    by = {1} if alike or period > REACH else {1, period}
-    return sorted(sign * n for n in by for sign in (-1, 1))
+    lengths = [1] if alike else range(1, REACH + 1)
+    return [(sign * a, sign * b) for sign in (-1, 1) for a in lengths for b in lengths]
 
 
 def linearise(

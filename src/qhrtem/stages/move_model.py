@@ -17,7 +17,7 @@ from scipy import linalg, sparse
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.stages.bordered import RIDGE, Factor, within
 from qhrtem.stages.joint import GROUP_SIGMA_A, IDEAL_SIGMA_A
-from qhrtem.stages.linearise import BOTH, EndMove, Quadratic, prior_normal
+from qhrtem.stages.linearise import EndMove, Quadratic, prior_normal
 from qhrtem.stages.objective import State
 
 Floats = NDArray[np.float64]
@@ -159,9 +159,10 @@ def _options(columns: ColumnModel, moves: list[EndMove]) -> list[Options]:
         by_column.setdefault(m.column, []).append(i)
     out = []
     for c, mine in by_column.items():
-        tops: list[int | None] = [None, *[i for i in mine if moves[i].end == 0]]
-        bottoms: list[int | None] = [None, *[i for i in mine if moves[i].end == 1]]
-        slides = {moves[i].sites: (i,) for i in mine if moves[i].end == BOTH}
+        alone = [i for i in mine if not moves[i].other]
+        tops: list[int | None] = [None, *[i for i in alone if moves[i].end == 0]]
+        bottoms: list[int | None] = [None, *[i for i in alone if moves[i].end == 1]]
+        together = {moves[i].by: (i,) for i in mine if moves[i].other}
         sets, first, last = [], [], []
         for t in tops:
             for b in bottoms:
@@ -170,7 +171,7 @@ def _options(columns: ColumnModel, moves: list[EndMove]) -> list[Options]:
                 f, n = int(columns.first[c]) + up, int(columns.last[c]) + down
                 if n >= f:
                     apart = tuple(i for i in (t, b) if i is not None)
-                    sets.append(slides.get(up, apart) if up == down else apart)
+                    sets.append(together.get((up, down), apart))
                     first.append(f)
                     last.append(n)
         out.append(Options(c, sets, np.array(first), np.array(last)))
