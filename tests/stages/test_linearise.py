@@ -144,7 +144,9 @@ def test_possible_moves_leave_an_atom(island: Slab) -> None:
         single = columns.with_ends(
             columns.first, np.where(np.arange(len(columns)) == c, columns.first, columns.last)
         )
-        assert all(m.by[1] >= m.by[0] for m in possible_moves(single, c))
+        left = possible_moves(single, c)
+        assert all((m.sites < 0) == (m.end == 0) for m in left if not m.other)
+        assert all(m.by[1] >= m.by[0] for m in left)
 
 
 def test_present_groups_are_those_with_atoms(island: Slab) -> None:
