@@ -10,7 +10,7 @@ with the smaller single gains is dropped, and so forth.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -100,15 +100,26 @@ def count_round(
                 if cost < min(before, after):
                     descent, ranked, trial, after = other, _ranked(other), moved, cost
     undecided = _undecided(descent)
-    limit, share = len(ranked), 1.0
-    while after >= before and limit + share > SHORTER:
-        # Where lens and positions went too far, the same moves may pay with less of that.
-        share, limit = (SHORTER, limit) if share == 1.0 else (1.0, limit // 2)
-        trial = _applied(state, quadratic, descent, ranked[:limit], share)
-        after = exact(trial)
     if after < before:
-        return CountRound(trial, limit, before - after, model, undecided, kept)
+        return CountRound(trial, len(ranked), before - after, model, undecided, kept)
+    for number, share in _lesser(len(ranked)):
+        trial = _applied(state, quadratic, descent, ranked[:number], share)
+        after = exact(trial)
+        if after < before:
+            return CountRound(trial, number, before - after, model, undecided, kept)
     return CountRound(state, 0, 0.0, model, undecided, kept)
+
+
+def _lesser(columns: int) -> Iterator[tuple[int, float]]:
+    """Yield ever less of a step: moved columns, and the share of the way that lens and positions follow.
+
+    Where lens and positions went too far, the same moves may pay with less of that.
+    """
+    yield columns, SHORTER
+    while columns:
+        columns //= 2
+        yield columns, 1.0
+        yield columns, SHORTER
 
 
 def collective_moves(descent: Descent, index: list[int]) -> Descent:

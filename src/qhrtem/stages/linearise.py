@@ -71,18 +71,18 @@ class Quadratic:
 
 def end_move(columns: ColumnModel, move: EndMove) -> Move:
     """Return the atoms that an end move adds or removes."""
-    changes, (up, down) = [], move.by
-    if up:
-        first = int(columns.first[move.column])
-        sites = tuple(range(first, first + up)) if up > 0 else tuple(range(first + up, first))
-        changes.append(SiteChange(sites, -1 if up > 0 else 1))
-    if down:
-        last = int(columns.last[move.column])
-        sites = (
-            tuple(range(last + 1, last + down + 1)) if down > 0 else tuple(range(last + down + 1, last + 1))
-        )
-        changes.append(SiteChange(sites, 1 if down > 0 else -1))
-    return Move(tuple(changes))
+    up, down = move.by
+    first, beyond = int(columns.first[move.column]), int(columns.last[move.column]) + 1
+    ends = (
+        SiteChange(_between(first, first + up), -1 if up > 0 else 1),
+        SiteChange(_between(beyond, beyond + down), 1 if down > 0 else -1),
+    )
+    return Move(tuple(change for change in ends if change.sites))
+
+
+def _between(a: int, b: int) -> tuple[int, ...]:
+    """Return the sites that an end passes on its way from a to b."""
+    return tuple(range(min(a, b), max(a, b)))
 
 
 def possible_moves(columns: ColumnModel, c: int) -> list[EndMove]:
