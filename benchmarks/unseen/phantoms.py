@@ -25,7 +25,6 @@ Floats = NDArray[np.float64]
 ENERGY_EV = 300e3
 WAVELENGTH_A = 0.019687
 MARGIN_A = 9.0  # of crystal and vacuum around the recorded field
-SAMPLING_A = 0.07
 COLUMN_A = 0.6  # atoms that project nearer than this are not resolved and count as one column
 
 
@@ -85,6 +84,7 @@ class Spec:
     readout: float = 3.0
     mtf: tuple[float, float] = (0.35, 0.28)
     phonons: int = 24
+    sampling_A: float = 0.07  # of the waves; potentials and waves are limited at 2/3 of what it holds
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,9 @@ def _between(spec: Spec, across: Floats, side: float, rng: np.random.Generator):
     return test
 
 
-def grid_of(specimen: Specimen) -> tuple[int, int]:
+def grid_of(spec: Spec, specimen: Specimen) -> tuple[int, int]:
     """Return the pixels of the wave along x and y, numbers that transform fast."""
-    nx, ny = (fft.next_fast_len(int(np.ceil(s / SAMPLING_A))) for s in specimen.extent)
+    nx, ny = (fft.next_fast_len(int(np.ceil(s / spec.sampling_A))) for s in specimen.extent)
     return nx, ny
 
 
@@ -185,7 +185,7 @@ def exit_waves(spec: Spec, specimen: Specimen, rng: np.random.Generator):
     low = z.min() - 2.0
     u = np.array([np.sqrt(spec.cell.b[e] / (8 * np.pi**2)) for e in specimen.element])
     box = (*specimen.extent, float(z.max() - low + 2.0))
-    gpts = grid_of(specimen)
+    gpts = grid_of(spec, specimen)
     for _ in range(spec.phonons):
         moved = specimen.position - [0, 0, low] + rng.normal(size=(len(z), 3)) * u[:, None] * [1, 1, 0]
         atoms = ase.Atoms(list(specimen.element), positions=moved, cell=box, pbc=True)
@@ -203,7 +203,7 @@ def exit_waves(spec: Spec, specimen: Specimen, rng: np.random.Generator):
 
 def ideal_image(spec: Spec, specimen: Specimen, rng: np.random.Generator) -> Floats:
     """Return the mean intensity [x, y] over phonons, focus (7 Gauss–Hermite) and source angle (3 × 3)."""
-    shape = grid_of(specimen)
+    shape = grid_of(spec, specimen)
     kx, ky = np.meshgrid(
         *(np.fft.fftfreq(s, e / s) for s, e in zip(shape, specimen.extent, strict=True)), indexing="ij"
     )

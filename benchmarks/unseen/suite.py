@@ -57,6 +57,18 @@ SUITE = (
     Spec("lao_110", LAALO3, (1, 1, 0), 105, rotation_deg=-8.0, dose=1e4, thickness_A=45.0, a1=(-9.0, 12.0)),
     Spec("bto_110_lowdose", BATIO3, (1, 1, 0), 106, dose=3e3, mistilt=(-4.0, 3.0), off_centre={"Ti": 0.06}),
     Spec("au_110", GOLD, (1, 1, 0), 107, rotation_deg=3.0, thickness_A=24.0, wedge_A=14.0, c1=70.0),
+    # The same gold through finer waves: rigid heavy atoms scatter beyond what 0.07 Å hold.
+    Spec(
+        "au_110_fine",
+        GOLD,
+        (1, 1, 0),
+        107,
+        rotation_deg=3.0,
+        thickness_A=24.0,
+        wedge_A=14.0,
+        c1=70.0,
+        sampling_A=0.04,
+    ),
     Spec("bto_100_shear", BATIO3, (1, 0, 0), 108, rotation_deg=95.0, shear=0.006, mistilt=(2.0, 1.0)),
     Spec(
         "si_110",

@@ -73,6 +73,23 @@ def test_a_column_that_stands_too_high_or_low_slides_back(
     assert (done.state.columns.last == island.columns.last).all()
 
 
+@pytest.mark.parametrize("by", [(-2, -1), (1, 2)])
+@pytest.mark.parametrize("far", [False, True])
+def test_a_far_round_reaches_a_column_of_one_atom_too_many_a_site_away(
+    island: Slab, rules: tuple[SurfaceEnergy, NeighbourStep], by: tuple[int, int], far: bool
+) -> None:
+    c = island.nearest("Ti")
+    first, last = island.columns.first.copy(), island.columns.last.copy()
+    first[c] += by[0]
+    last[c] += by[1]
+    bench = bench_of(island, electrons=40000.0, seed=2)
+    start = State(island.columns.with_ends(first, last), island.microscope)
+    every = list(range(len(first)))
+    done = count_round(bench, start, FREE, every, every, *rules, {}, far=far)
+    right = done.state.columns.first[c] == island.columns.first[c]
+    assert bool(right and done.state.columns.last[c] == island.columns.last[c]) == far
+
+
 def test_right_counts_stay(island: Slab, rules: tuple[SurfaceEnergy, NeighbourStep]) -> None:
     bench = bench_of(island, electrons=20000.0, seed=4)
     some = list(range(0, len(island.columns), 2))

@@ -141,6 +141,11 @@ def test_possible_moves_leave_an_atom(island: Slab) -> None:
         far = (1, 2) if name == "BaO" else (1,)
         slides = {(s * a, s * b) for s in (-1, 1) for a in far for b in far}
         assert sorted(m.by for m in moves) == sorted(alone | slides)
+        either, number = range(-2, 3), int(columns.last[c] - columns.first[c] + 1)
+        wide = {
+            (a, b) for a in either for b in either if (a * b > 0 or (a == 0) != (b == 0)) and number + b > a
+        }
+        assert sorted(m.by for m in possible_moves(columns, c, far=True)) == sorted(wide)
         single = columns.with_ends(
             columns.first, np.where(np.arange(len(columns)) == c, columns.first, columns.last)
         )

@@ -67,14 +67,15 @@ def count_round(
     collective: np.random.Generator | None = None,
     past: Persistence | None = None,
     probe: torch.Tensor | None = None,
+    far: bool = False,
 ) -> CountRound:
     """Return the state after one round of joint count moves with everything continuous following along.
 
     collective: if given, also look for moves of many columns that pay only together and with another
     mistilt, where it is free; its random numbers. past: what an earlier image of the specimen says of the
-    column ends. probe: as for `linearise`.
+    column ends. probe: as for `linearise`; far: as for `possible_moves`.
     """
-    candidates = {c: possible_moves(state.columns, c) for c in moving}
+    candidates = {c: possible_moves(state.columns, c, far) for c in moving}
     quadratic = linearise(bench, state, imaging, positions, candidates, tick, probe)
     kept = None if probe is None else quadratic
     model = profile(state, quadratic)

@@ -85,25 +85,30 @@ def _between(a: int, b: int) -> tuple[int, ...]:
     return tuple(range(min(a, b), max(a, b)))
 
 
-def possible_moves(columns: ColumnModel, c: int) -> list[EndMove]:
-    """Return the end moves of a column, and its slides, that leave at least one atom in it."""
+def possible_moves(columns: ColumnModel, c: int, far: bool = False) -> list[EndMove]:
+    """Return the end moves of a column, and its slides, that leave at least one atom in it.
+
+    far: by up to `REACH` sites at either end in every column, and slides by any of these.
+    """
     number = int(columns.last[c] - columns.first[c] + 1)
-    reach = REACH if len(columns.kind_of(c).sites) > 1 else 1
+    reach = REACH if far or len(columns.kind_of(c).sites) > 1 else 1
     single = [EndMove(c, end, n) for end in (0, 1) for n in range(-reach, reach + 1) if n]
-    moves = [*single, *(EndMove(c, 0, *by) for by in slides(columns, c))]
+    moves = [*single, *(EndMove(c, 0, *by) for by in slides(columns, c, far))]
     return [m for m in moves if number + m.by[1] - m.by[0] > 0]
 
 
-def slides(columns: ColumnModel, c: int) -> list[tuple[int, int]]:
+def slides(columns: ColumnModel, c: int, far: bool = False) -> list[tuple[int, int]]:
     """Return by how many sites both ends of a column move the same way: one, or any where sites alternate.
 
     A column that slides gains at one end nearly what it loses at the other. The sum of two end moves leaves
     out what they do together and is off by a tenth (O) to a third (Ti), by far more where another element
-    comes to an end, which decides many a column: slides are moves of their own.
+    comes to an end, which decides many a column: slides are moves of their own. far: any where they are
+    alike too. One atom more or less at another height may lie behind a barrier: the column that slides first
+    loses, and the one that changes its count first loses as well.
     """
     kind = columns.kind_of(c)
     alike = len({site.group for site in kind.sites}) == 1
-    lengths = [1] if alike else range(1, REACH + 1)
+    lengths = [1] if alike and not far else range(1, REACH + 1)
     return [(sign * a, sign * b) for sign in (-1, 1) for a in lengths for b in lengths]
 
 

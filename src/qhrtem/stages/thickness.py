@@ -27,7 +27,7 @@ from qhrtem.stages.thermal import PHONON_PAIRS, corrected_with_scatter, stale
 
 HOPELESS = 300.0  # χ² units behind after the first round: no later one makes up for it
 BEYOND_DOUBT = 30.0  # χ² units behind, of which nothing is seen in any probability
-MOST_ROUNDS = 6  # of counts in a specimen of one thickness
+MOST_ROUNDS = 8  # of counts in a specimen of one thickness
 MOST_PERIODS = 8  # tried in each direction; each ends where neither neighbour is better
 
 
@@ -87,26 +87,29 @@ def explore(
     moving = trial.occupied()
     # What columns do to the image is simulated anew once an imaging parameter has moved by more than this.
     step = np.array([parameter(i).step for i in imaging])
-    late, begun = bench.lagging(), trial
+    late, begun, far = bench.lagging(), trial, False
     for number in range(MOST_ROUNDS):
-        walk = None if periods else np.random.default_rng([seed, 7, number])
+        walk = None if periods or far else np.random.default_rng([seed, 7, number])
         columns = trial.occupied()
         rules = surface, support, rejected
-        done = count_round(late, trial, imaging, columns, moving, *rules, collective=walk)
+        done = count_round(late, trial, imaging, columns, moving, *rules, collective=walk, far=far)
+        if far and done.gain < LEAST_CHI2_GAIN:
+            break
         trial, moving = done.state, sorted(done.undecided)
         if done.gain < LEAST_CHI2_GAIN:
             # A step that leads too far, in lens and positions, hides moves that pay; here it is damped.
             trial = refine(late, trial, imaging, columns, 2).state
-        far = stale(trial)
-        if far:
+        renewed = stale(trial)
+        if renewed:
             trial, scatter = corrected_with_scatter(late, trial, PHONON_PAIRS[1], seed)
         before, cost = cost, basin_cost(late, trial, imaging, surface) - scatter
         gain = before - cost
-        lost = cost - target > (max(gain, BEYOND_DOUBT) if number else HOPELESS)
-        moved = bool((np.abs(trial.values() - begun.values())[imaging] > step).any())
-        if not far and (lost or gain < LEAST_CHI2_GAIN and not moved):
+        if not renewed and cost - target > (max(gain, BEYOND_DOUBT) if number else HOPELESS):
             break
-        if far or moved:
+        moved = bool((np.abs(trial.values() - begun.values())[imaging] > step).any())
+        # Where columns stand still site by site, a way of two sites may lead over what lies between.
+        far = not (renewed or moved) and gain < LEAST_CHI2_GAIN
+        if renewed or moved:
             late, begun = bench.lagging(), trial
     return trial, cost
 
