@@ -28,6 +28,7 @@ from qhrtem.stages.thermal import PHONON_PAIRS, corrected_with_scatter, stale
 HOPELESS = 300.0  # χ² units behind after the first round: no later one makes up for it
 BEYOND_DOUBT = 30.0  # χ² units behind, of which nothing is seen in any probability
 MOST_ROUNDS = 8  # of counts in a specimen of one thickness
+NEARLY = 30.0  # χ² units: after a round that gains less, columns are tried farther away
 MOST_PERIODS = 8  # tried in each direction; each ends where neither neighbour is better
 
 
@@ -107,8 +108,8 @@ def explore(
         if not renewed and cost - target > (max(gain, BEYOND_DOUBT) if number else HOPELESS):
             break
         moved = bool((np.abs(trial.values() - begun.values())[imaging] > step).any())
-        # Where columns stand still site by site, a way of two sites may lead over what lies between.
-        far = not (renewed or moved) and gain < LEAST_CHI2_GAIN
+        # Where columns gain little site by site, a way of two sites may lead over what lies between.
+        far = not renewed and gain < NEARLY
         if renewed or moved:
             late, begun = bench.lagging(), trial
     return trial, cost
