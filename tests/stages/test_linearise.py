@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from benches import bench_of
 from qhrtem.model.microscope import INDEX, PARAMETERS
-from qhrtem.model.window import SiteChange
+from qhrtem.model.window import Move, Response, SiteChange, Tangent, WindowModel
 from qhrtem.stages.joint import apply_step
 from qhrtem.stages.linearise import (
     EVEN,
@@ -219,3 +220,29 @@ def test_a_lagged_bench_keeps_derivatives_and_sees_residuals(island: Slab, state
             linearise(replace(b, _derivatives={}), s, [], [c], moving) for b in (bench, bench_of(island))
         )
         assert lagged.matrix.local.toarray() == pytest.approx(exact.matrix.local.toarray(), rel=1e-5)
+
+
+def test_a_lagged_bench_simulates_only_changes_that_it_does_not_know(island: Slab, state: State) -> None:
+    bench, c = bench_of(island).lagging(), island.nearest("O")
+    asked: list[int] = []
+    respond = WindowModel.respond
+
+    def counted(self: WindowModel, c: int, changes: Sequence[Move | Tangent]) -> Response:
+        asked.append(len(changes))
+        return respond(self, c, changes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WindowModel, "respond", counted)
+        for far in (False, True, False):
+            found = linearise(bench, state, [], [c], {c: possible_moves(state.columns, c, far)})
+            fresh = linearise(bench_of(island), state, [], [c], {c: possible_moves(state.columns, c, far)})
+            assert found.matrix.local.toarray() == pytest.approx(fresh.matrix.local.toarray(), rel=1e-4)
+            assert found.moves == fresh.moves
+    near, far_moves = (len(possible_moves(state.columns, c, far)) for far in (False, True))
+    assert asked == [2 + near, 2 + near, far_moves - near, 2 + far_moves, 2 + near]
+    # A lens that delocalises more needs wider windows: nothing known fits in.
+    wide = replace(state, microscope=state.microscope.with_values(c1=250.0))
+    assert wide.microscope.delocalisation() > state.microscope.delocalisation()
+    anew = linearise(bench, wide, [], [c], {c: [*possible_moves(state.columns, c, True), EndMove(c, 0, -3)]})
+    fresh = linearise(bench_of(island), wide, [], [c], {c: anew.moves})
+    assert anew.matrix.local.toarray() == pytest.approx(fresh.matrix.local.toarray(), rel=1e-4)

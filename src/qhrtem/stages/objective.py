@@ -140,6 +140,26 @@ class _Kept:
     place: dict[Move | Tangent, int]  # of each change in the response
     response: Response
 
+    @classmethod
+    def of(cls, ends: bytes, changes: Sequence[Move | Tangent], response: Response) -> _Kept:
+        """Return what was simulated for some changes."""
+        return cls(ends, {x: k for k, x in enumerate(changes)}, response)
+
+    def joined(self, more: _Kept) -> _Kept | None:
+        """Return both together where they lie in the same window, else None."""
+        a, b = self.response, more.response
+        if (a.row, a.col, a.change.shape[1:]) != (b.row, b.col, b.change.shape[1:]):
+            return None
+        changes = [*self.place, *more.place]
+        return _Kept.of(self.ends, changes, replace(a, change=np.concatenate([a.change, b.change])))
+
+    def of_changes(self, changes: Sequence[Move | Tangent]) -> Response:
+        """Return the response to some of the changes, in their order."""
+        place = [self.place[x] for x in changes]
+        if place == list(range(len(self.place))):
+            return self.response
+        return replace(self.response, change=self.response.change[place])
+
 
 @dataclass
 class Bench:
@@ -246,15 +266,17 @@ class Bench:
         columns = window.columns
         near = np.hypot(*(columns.anchor - columns.anchor[c]).T) < AROUND_A
         ends = np.stack([columns.first[near], columns.last[near]]).tobytes()
-        kept = self._responses.get(c)
-        if kept is not None and kept.ends == ends and kept.place.keys() >= set(changes):
-            place = [kept.place[x] for x in changes]
-            if place == list(range(len(kept.place))):
-                return kept.response
-            return replace(kept.response, change=kept.response.change[place])
-        response = window.respond(c, changes)
-        self._responses[c] = _Kept(ends, {x: k for k, x in enumerate(changes)}, response)
-        return response
+        known = self._responses.get(c)
+        kept = known if known is not None and known.ends == ends else None
+        missing = changes if kept is None else [x for x in changes if x not in kept.place]
+        if missing:
+            more = _Kept.of(ends, missing, window.respond(c, missing))
+            joined = more if kept is None else kept.joined(more)
+            # The window moves or grows with position and lens: then all is simulated in the new one.
+            kept = joined or _Kept.of(ends, changes, window.respond(c, changes))
+            self._responses[c] = kept
+        assert kept is not None
+        return kept.of_changes(changes)
 
 
 def _around(microscope: Microscope, i: int) -> list[tuple[Microscope, float]]:
