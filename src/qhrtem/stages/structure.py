@@ -43,6 +43,9 @@ LENS = (
 SHIFT = ("shift_x", "shift_y")  # of a further image against the first, which says where positions count from
 EARLY_ROUNDS = 2
 ROUNDS = 3  # that move the outline as well; what is left to settle, `thickness.explore` does
+# Bonds of the learned surface energy in these rounds, over those that make the present roughness usual. Columns
+# that still stand wrong make a structure rougher than its specimen; a bond learned from it keeps them there.
+SMOOTH_FIRST = 1.6
 NOISE_DRAWS = 8  # of white noise, whose mean says what a perfect model would leave
 STEEPEST_A = 6.0  # a surface does not jump by more between neighbours
 
@@ -89,6 +92,11 @@ class Rounds:
         seen[list(self.eligible)] = True
         return self.energy.learned(state.columns, seen)
 
+    def smoothing(self, state: State) -> SurfaceEnergy:
+        """Return the surface energy under which a structure that has not settled finds its flat parts."""
+        surface = self.surface(state)
+        return replace(surface, bond=SMOOTH_FIRST * surface.bond)
+
     def cost(self, state: State, names: tuple[str, ...]) -> float:
         """Return the cost by which contenders are compared, with the named imaging parameters free."""
         return basin_cost(self.bench, state, free_lens(state, names), self.surface(state))
@@ -99,7 +107,7 @@ class Rounds:
             state = done.state
             self.log.done = 0.3 + 0.45 * number / ROUNDS
             lens = free_lens(state, EARLY if number < EARLY_ROUNDS else LENS)
-            surface = self.energy if number == 0 else self.surface(state)
+            surface = self.smoothing(state) if number else self.energy
             walk = np.random.default_rng([self.seed, 2, number])
             done = self.part(f"counts {number}", partial(self.counts, state, lens, surface, walk))
             state = self.part(f"surfaces {number}", partial(self.outline, done.state, lens)).state
