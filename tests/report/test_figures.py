@@ -182,6 +182,17 @@ def test_convergence_keeps_negative_objectives(twin: Twin) -> None:
     assert ax.get_ylim()[0] < -8.0
 
 
+def test_convergence_draws_cell_averages_and_field_on_axes_of_their_own(twin: Twin) -> None:
+    averages = [Step("imaging", k, 0.03 / (k + 1), float(k)) for k in range(4)]
+    field = [Step("counts", k, 1.3 - 0.1 * k, 10.0 + k) for k in range(3)]
+    history = (Step("calibrate", 0, float("inf"), 0.0), *averages, *field)
+    left, right = convergence_figure(dataclasses.replace(twin, history=history)).axes
+    assert left.get_ylim()[1] < 0.1 and right.get_ylim()[0] > 0.7
+    assert max(left.get_xlim()) < 10.0 < max(right.get_xlim())
+    (alone,) = convergence_figure(dataclasses.replace(twin, history=tuple(field))).axes
+    assert alone.get_ylabel() == right.get_ylabel() != left.get_ylabel()
+
+
 def test_white_noise_has_unit_power() -> None:
     rng = np.random.default_rng(1)
     used = np.zeros((150, 130), dtype=bool)

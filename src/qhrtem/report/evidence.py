@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 
 import numpy as np
@@ -10,10 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from qhrtem.model.twin import Twin
+from qhrtem.model.twin import Step, Twin
 from qhrtem.report.drawing import PALETTE, VALUE_MAP, colour_bar, style
 from qhrtem.report.notation import number, plain, power_of_ten
 
+OF_AVERAGES = ("calibrate", "imaging")  # stages whose misfit is that of cell averages, not of the field
 HISTOGRAM_SIGMA = 6.0
 RESOLVED = 1.3  # 1/Å; reflections beyond are too dense to mark
 STRONG = 5.0  # radial mean power from which the axis turns logarithmic
@@ -21,31 +23,58 @@ LEAST_PIXELS = 50  # below this a histogram says nothing
 
 
 def convergence_figure(twin: Twin) -> Figure:
-    """χ² of every recorded step against wall time, coloured by stage, with the best so far of each stage."""
+    """Misfit of every recorded step against wall time, coloured by stage, with the best so far of each stage.
+
+    The misfit of cell averages, which tells imaging parameters apart, and the reduced χ² of the field are
+    different quantities: each has its own axes.
+    """
+    stages = [(stage, tuple(group)) for stage, group in groupby(twin.history, key=lambda s: s.stage)]
+    averages = [(stage, steps) for stage, steps in stages if stage in OF_AVERAGES and _finite(steps).size]
+    field = [(stage, steps) for stage, steps in stages if stage not in OF_AVERAGES]
+    panels = [panel for panel in (averages, field) if panel] or [stages]
+    names = dict.fromkeys(stage for panel in panels for stage, _ in panel)
+    colors = {stage: PALETTE[n % 7] for n, stage in enumerate(names)}
     with style():
         figure = Figure(figsize=(7.6, 3.9), layout="constrained")
-        ax = figure.subplots()
-        colors: dict[str, str] = {}
-        for stage, group in groupby(twin.history, key=lambda s: s.stage):
-            steps = list(group)
-            seconds, chi2 = np.array([s.seconds for s in steps]), np.array([s.chi2 for s in steps])
-            label = None if stage in colors else plain(stage, 24)
-            color = colors.setdefault(stage, PALETTE[len(colors) % 7])
-            ax.plot(seconds, chi2, ".", color=color, markersize=4, alpha=0.55)
-            best = np.fmin.accumulate(chi2)
-            ax.step(seconds, best, where="post", color=color, linewidth=1.8, label=label)
-            ax.axvline(seconds[0], color="0.85", linewidth=0.7, zorder=0)
-        value = np.array([s.chi2 for s in twin.history])
-        value = value[np.isfinite(value)]
-        if len(value) and value.min() > 0.0:
-            ax.set_yscale("log")
-            _plain_log_ticks(ax, float(value.min()), float(value.max()))
-            ax.axhline(1.0, color="0.4", linewidth=0.9, linestyle="dashed", label="noise alone")
-        ax.set_xlabel("time since the start of the run (s)")
-        ax.set_ylabel("reduced χ² or stage objective (1)")
+        width = [1.0, 2.6] if len(panels) > 1 else [1.0]
+        axes = figure.subplots(1, len(panels), width_ratios=width, squeeze=False)[0]
+        for ax, panel in zip(axes, panels, strict=True):
+            _course(ax, panel, colors)
+            ax.set_xlabel("time (s)")
+            if panel is averages:
+                ax.set_ylabel("misfit of cell averages (1)")
+                ax.xaxis.set_major_locator(MaxNLocator(3))
+            else:
+                ax.set_ylabel("reduced χ² (1)")
         # On top, outside: no curve can run under it.
-        figure.legend(loc="outside upper center", ncols=min(len(colors) + 1, 6))
+        handles = {str(h.get_label()): h for ax in figure.axes for h in ax.get_legend_handles_labels()[0]}
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4)
     return figure
+
+
+def _course(ax: Axes, stages: list[tuple[str, tuple[Step, ...]]], colors: dict[str, str]) -> None:
+    """Draw the misfit of stages that share one quantity, and the best so far of them all."""
+    every = [s for _, steps in stages for s in steps]
+    best = np.fmin.accumulate([s.chi2 for s in every])
+    ax.step([s.seconds for s in every], best, where="post", color="0.7", linewidth=0.9)
+    for stage, steps in stages:
+        seconds, chi2 = np.array([s.seconds for s in steps]), np.array([s.chi2 for s in steps])
+        ax.plot(seconds, chi2, ".", color=colors[stage], markersize=4, alpha=0.55)
+        best = np.fmin.accumulate(chi2)
+        ax.step(seconds, best, where="post", color=colors[stage], linewidth=1.8, label=plain(stage, 24))
+        ax.axvline(seconds[0], color="0.85", linewidth=0.7, zorder=0)
+    value = _finite(every)
+    if len(value) and value.min() > 0.0:
+        ax.set_yscale("log")
+        _plain_log_ticks(ax, float(value.min()), float(value.max()))
+        if not any(stage in OF_AVERAGES for stage, _ in stages):
+            ax.axhline(1.0, color="0.4", linewidth=0.9, linestyle="dashed", label="noise alone")
+
+
+def _finite(steps: Sequence[Step]) -> NDArray[np.float64]:
+    """Return the finite misfits of steps."""
+    value = np.array([s.chi2 for s in steps], dtype=np.float64)
+    return value[np.isfinite(value)]
 
 
 def _plain_log_ticks(ax: Axes, low: float, high: float) -> None:

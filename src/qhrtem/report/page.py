@@ -48,7 +48,8 @@ CAPTIONS = {
     "pair, with their correlation.",
     "residual": "Left: pixel values of the difference against pure noise. Middle and right: its power "
     "spectrum; power above 1 at lattice reflections is structure the model missed.",
-    "convergence": "Misfit against time. Points are trials, lines the best so far of each stage.",
+    "convergence": "Misfit against time, first of cell averages, then of the field. Points are trials, lines "
+    "the best so far of each stage.",
     "lens": "Aberration phase across the aperture and the imaging parameters. C1 refers to the exit plane of "
     "the simulated specimen.",
 }
