@@ -113,7 +113,7 @@ def _words(spec: Spec) -> str:
     return (
         f"{spec.name}: {cell} [{zone}], {spec.field_A:g} Å, {spec.thickness_A:g} Å thick, "
         f"{spec.dose:g} e/Å², mistilt {spec.mistilt} mrad, stated pixel size × {spec.stated_pixel:g}, "
-        f"shear {spec.shear:g}, waves of {spec.sampling_A:g} Å"
+        f"shear {spec.shear:g}, waves of {spec.sampling_A:g} Å, {spec.foci} foci"
     )
 
 

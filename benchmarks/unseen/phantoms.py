@@ -37,13 +37,14 @@ class Cell:
     lattice: tuple[float, float, float, float, float, float]  # Å, degrees
     sites: tuple[tuple[str, float, float, float], ...]
     b: dict[str, float]
+    origin: str = ""  # ":1" where the group has two choices of origin
 
     def cif(self) -> str:
         """Return the crystal as a CIF."""
         names = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
         lines = [f"data_{self.name}"]
         lines += [f"_cell_{n} {v}" for n, v in zip(names, self.lattice, strict=True)]
-        lines += [f"_space_group_name_H-M_alt '{self.group}'", "loop_", "_atom_site_label"]
+        lines += [f"_space_group_name_H-M_alt '{self.group}{self.origin}'", "loop_", "_atom_site_label"]
         lines += ["_atom_site_type_symbol", "_atom_site_fract_x", "_atom_site_fract_y", "_atom_site_fract_z"]
         lines += ["_atom_site_occupancy", "_atom_site_B_iso_or_equiv"]
         rows = [f"{e}{i} {e} {x} {y} {z} 1.0 {self.b[e]}" for i, (e, x, y, z) in enumerate(self.sites)]
@@ -85,6 +86,7 @@ class Spec:
     mtf: tuple[float, float] = (0.35, 0.28)
     phonons: int = 24
     sampling_A: float = 0.07  # of the waves; potentials and waves are limited at 2/3 of what it holds
+    foci: int = 7  # Gauss–Hermite nodes; they hold for phases up to about √(2 foci) per focal spread
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ def exit_waves(spec: Spec, specimen: Specimen, rng: np.random.Generator):
 
 
 def ideal_image(spec: Spec, specimen: Specimen, rng: np.random.Generator) -> Floats:
-    """Return the mean intensity [x, y] over phonons, focus (7 Gauss–Hermite) and source angle (3 × 3)."""
+    """Return the mean intensity [x, y] over phonons, focus (Gauss–Hermite) and source angle (3 × 3)."""
     shape = grid_of(spec, specimen)
     kx, ky = np.meshgrid(
         *(np.fft.fftfreq(s, e / s) for s, e in zip(shape, specimen.extent, strict=True)), indexing="ij"
@@ -220,10 +222,10 @@ def ideal_image(spec: Spec, specimen: Specimen, rng: np.random.Generator) -> Flo
 
 def _lenses(spec: Spec, kx: Floats, ky: Floats):
     """Yield weight and transfer of every focus and source angle."""
-    node, weight = np.polynomial.hermite_e.hermegauss(7)
+    node, weight = np.polynomial.hermite_e.hermegauss(spec.foci)
     angle, share = np.polynomial.hermite.hermgauss(3)
     tilt = angle * spec.semi_convergence * 1e-3 / WAVELENGTH_A
-    for i, j, k in itertools.product(range(7), range(3), range(3)):
+    for i, j, k in itertools.product(range(spec.foci), range(3), range(3)):
         focus, a, b = node[i] * spec.focal_spread, tilt[j], tilt[k]
         chi = _chi(spec, kx + a, ky + b, focus) - _chi(spec, np.array(a), np.array(b), focus)
         yield weight[i] / weight.sum() * share[j] * share[k] / share.sum() ** 2, np.exp(-1j * chi)

@@ -49,7 +49,9 @@ CEO2 = Cell(
     {"Ce": 0.35, "O": 0.6},
 )
 GOLD = Cell("Au", "F m -3 m", (4.078, 4.078, 4.078, 90, 90, 90), (("Au", 0, 0, 0),), {"Au": 0.6})
-SILICON = Cell("Si", "F d -3 m", (5.431, 5.431, 5.431, 90, 90, 90), (("Si", 0, 0, 0),), {"Si": 0.46})
+SILICON = Cell(
+    "Si", "F d -3 m", (5.431, 5.431, 5.431, 90, 90, 90), (("Si", 0, 0, 0),), {"Si": 0.46}, origin=":1"
+)
 
 GOLD_110 = Spec("au_110", GOLD, (1, 1, 0), 107, rotation_deg=3.0, thickness_A=24.0, wedge_A=14.0, c1=70.0)
 
@@ -61,8 +63,8 @@ SUITE = (
     Spec("lao_110", LAALO3, (1, 1, 0), 105, rotation_deg=-8.0, dose=1e4, thickness_A=45.0, a1=(-9.0, 12.0)),
     Spec("bto_110_lowdose", BATIO3, (1, 1, 0), 106, dose=3e3, mistilt=(-4.0, 3.0), off_centre={"Ti": 0.06}),
     GOLD_110,
-    # Through finer waves: rigid heavy atoms scatter beyond what 0.07 Å hold.
-    replace(GOLD_110, name="au_110_fine", sampling_A=0.04),
+    # Through finer waves and foci: rigid heavy atoms scatter beyond what 0.07 Å and 7 foci hold.
+    replace(GOLD_110, name="au_110_fine", sampling_A=0.04, foci=21),
     Spec("bto_100_shear", BATIO3, (1, 0, 0), 108, rotation_deg=95.0, shear=0.006, mistilt=(2.0, 1.0)),
     Spec(
         "si_110",

@@ -50,6 +50,7 @@ EVAL = "__import__('os').system('touch pwned')"
     [
         (GOOD.replace(GROUP, ""), "states no symmetry, and its 2 atoms are too few"),
         (GOOD.replace("F m -3 m", "Q q q q"), "unknown space group 'Q q q q'"),
+        (GOOD.replace("F m -3 m", "F d -3 m"), "two choices of origin.*state 'F d -3 m:1' or 'F d -3 m:2'"),
         (operations("x,y,z", EVAL), 'symmetry operation "__import__.* cannot be read'),
         (operations("x,y,z", "x,y"), "symmetry operation 'x,y' cannot be read"),
         (operations("x,y,z", group=GROUP), "operations are those of P 1, not of the stated F m -3 m"),

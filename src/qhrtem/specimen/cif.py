@@ -96,7 +96,8 @@ def _refuse_words(block: gemmi.cif.Block, path: Path) -> None:
 def settle_symmetry(small: gemmi.SmallStructure, path: Path) -> tuple[str, ...]:
     """Set the space group by operations, names and number; return what must be told of it.
 
-    Raises InputError where they cannot be read, contradict each other or do not fit the cell.
+    Raises InputError where they cannot be read, contradict each other, do not fit the cell or leave open
+    where its origin is.
     """
     for operation in small.symops:
         try:
@@ -118,6 +119,11 @@ def settle_symmetry(small: gemmi.SmallStructure, path: Path) -> tuple[str, ...]:
                 "Tables, or list its symmetry operations"
             )
         return _no_symmetry(small, path)
+    if group is not None and not small.symops and not small.spacegroup_hall and _two_origins(group, named):
+        raise InputError(
+            f"{path}: {named} has two choices of origin, and no symmetry operations are listed that tell "
+            f"which; state '{group.hm}:1' or '{group.hm}:2', or export the CIF with its operations"
+        )
     if group is not None and small.spacegroup_hm and small.symops:
         other = gemmi.find_spacegroup_by_name(small.spacegroup_hm)
         if other is not None and other.number != group.number:
@@ -132,6 +138,11 @@ def settle_symmetry(small: gemmi.SmallStructure, path: Path) -> tuple[str, ...]:
             f"not have the symmetry {group.xhm()}; correct the cell or the space group"
         )
     return ()
+
+
+def _two_origins(group: gemmi.SpaceGroup, named: str) -> bool:
+    """Return whether a name leaves open from which of two origins the coordinates count."""
+    return group.ext in ("1", "2") and ":" not in named
 
 
 def _no_symmetry(small: gemmi.SmallStructure, path: Path) -> tuple[str, ...]:
