@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qhrtem.calibrate.lattice import Lattice
 from qhrtem.model.forward import Field
-from qhrtem.model.microscope import INDEX, PARAMETERS
+from qhrtem.model.microscope import INDEX, PARAMETERS, numbered
 from qhrtem.model.twin import ImagingErrors, Match, PositionErrors
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.specimen.persistence import Persistence
@@ -83,7 +83,8 @@ def assess(
     shared = of_images(lambda m, p: common_error(m, pixel, place, kind, p), matches, perfect)
     marginals = undecided(state.columns, evidence, own, seed)
     likelihood = count_probability(state.columns, evidence, marginals)
-    probability = likelihood * agreed(state.columns, evidence.rivals, max(own, shared))
+    whole = max(own, shared, motion_error(state, evidence.imaging))
+    probability = likelihood * agreed(state.columns, evidence.rivals, whole)
     refined = replace(evidence.refined, undecided=marginals.continuous, column_error=own, common_error=shared)
     diffuse = torch.as_tensor(state.diffuse.at(state.microscope), dtype=torch.float32)
     return Assessed(
@@ -99,7 +100,7 @@ def assess(
         diffuse.expand(bench.model.field.image_grid.shape).cpu().numpy().copy(),
         (
             error_note(own, shared),
-            _rival_note(evidence, max(own, shared)),
+            _rival_note(evidence, whole),
             _coherence_note(bench, state),
         ),
         others=tuple(matches[1:]),
@@ -238,11 +239,25 @@ def changed_probability(before: ColumnModel, columns: ColumnModel, ends: Persist
     return out
 
 
+def motion_error(state: State, imaging: list[int]) -> float:
+    """Return how much larger errors are than claimed, by the Debye–Waller scale that was fitted (>= 1).
+
+    A ratio of variances (Birge, Phys. Rev. 40, 207, 1932). Atoms that move less make up for missing ones:
+    what drives the scale far from the CIF is as large an error in the thickness, and leaves little in the
+    residual. imaging: numbers of the parameters that were free.
+    """
+    scale = numbered("b_scale", 0)
+    if scale not in imaging:
+        return 1.0
+    (mean, sigma), values = state.prior(), state.values()
+    return max(1.0, float(((values[scale] - mean[scale]) / sigma[scale]) ** 2))
+
+
 def agreed(columns: ColumnModel, rivals: tuple[Rival, ...], inflation: float) -> Floats:
     """Return the posterior share (C,) of the specimens, rivals and the fitted one, with the same counts.
 
     inflation: what differences of χ² are divided by; specimens differ in what all columns have in common, so
-    it is the model error in common.
+    it is the model error in common, or what atomic motion shows of it.
     """
     counts = columns.element_counts()
     same, total = np.ones(len(columns)), 1.0
