@@ -46,6 +46,8 @@ def convergence_figure(twin: Twin) -> Figure:
                 ax.xaxis.set_major_locator(MaxNLocator(3))
             else:
                 ax.set_ylabel("reduced χ² (1)")
+                if ax.get_yscale() == "log":
+                    ax.axhline(1.0, color="0.4", linewidth=0.9, linestyle="dashed", label="noise alone")
         # On top, outside: no curve can run under it.
         handles = {str(h.get_label()): h for ax in figure.axes for h in ax.get_legend_handles_labels()[0]}
         figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4)
@@ -67,8 +69,6 @@ def _course(ax: Axes, stages: list[tuple[str, tuple[Step, ...]]], colors: dict[s
     if len(value) and value.min() > 0.0:
         ax.set_yscale("log")
         _plain_log_ticks(ax, float(value.min()), float(value.max()))
-        if not any(stage in OF_AVERAGES for stage, _ in stages):
-            ax.axhline(1.0, color="0.4", linewidth=0.9, linestyle="dashed", label="noise alone")
 
 
 def _finite(steps: Sequence[Step]) -> NDArray[np.float64]:

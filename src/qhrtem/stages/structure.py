@@ -44,7 +44,7 @@ SHIFT = ("shift_x", "shift_y")  # of a further image against the first, which sa
 EARLY_ROUNDS = 2
 ROUNDS = 3  # that move the outline as well; what is left to settle, `thickness.explore` does
 # What a bond of the surface energy is worth in these rounds, over what makes the present roughness usual.
-# Columns still wrong make a structure rougher than its specimen; a bond learned from it keeps them.
+# Columns still wrong make a structure rougher than its specimen; a bond learned from it keeps them so.
 SMOOTH_FIRST = 1.6
 NOISE_DRAWS = 8  # of white noise, whose mean says what a perfect model would leave
 STEEPEST_A = 6.0  # a surface does not jump by more between neighbours
