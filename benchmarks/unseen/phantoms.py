@@ -185,11 +185,16 @@ def exit_waves(spec: Spec, specimen: Specimen, rng: np.random.Generator):
 
     z = specimen.position[:, 2]
     low = z.min() - 2.0
-    u = np.array([np.sqrt(spec.cell.b[e] / (8 * np.pi**2)) for e in specimen.element])
     box = (*specimen.extent, float(z.max() - low + 2.0))
     gpts = grid_of(spec, specimen)
+    pixel = np.array(specimen.extent) / gpts
+    # abTEM shares an atom between the four pixels around it, which blurs it by up to half a pixel: it is put on
+    # one. That moves atoms by pixel²/12 a coordinate, independent of thermal motion, which is made less by it.
+    square = np.array([spec.cell.b[e] / (8 * np.pi**2) for e in specimen.element])
+    u = np.sqrt(square[:, None] - pixel**2 / 12)
     for _ in range(spec.phonons):
-        moved = specimen.position - [0, 0, low] + rng.normal(size=(len(z), 3)) * u[:, None] * [1, 1, 0]
+        moved = specimen.position - [0, 0, low]
+        moved[:, :2] = np.round((moved[:, :2] + rng.normal(size=u.shape) * u) / pixel) * pixel
         atoms = ase.Atoms(list(specimen.element), positions=moved, cell=box, pbc=True)
         potential = abtem.Potential(
             atoms,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -232,7 +232,10 @@ def simulate(
         int | None, typer.Option(help="Frozen-phonon configurations, 0 for one damped wave.", min=0)
     ] = None,
     mode: Annotated[
-        str | None, typer.Option(help="focal: sum over focus; full: over source angle too.")
+        str | None,
+        typer.Option(
+            help="focal: sum over focus; full: over source angle too, the default for frozen phonons."
+        ),
     ] = None,
 ) -> None:
     """Make the image of a known specimen from a plan, or that of a fitted run again.
@@ -338,20 +341,22 @@ def _simulate_run(
     name = engine or "qhrtem"
 
     from qhrtem.engines.protocol import engine_named
+    from qhrtem.plan import SimulatePlan
     from qhrtem.run.process import prepare
     from qhrtem.simulate.again import PHONONS, counts_of, reproduced, simulate_again
     from qhrtem.simulate.files import write_simulation
 
     prepare()
     count = PHONONS if phonons is None else phonons
-    coherence = cast(Literal["focal", "full"], mode or "focal")  # checked with the job
+    # The mode is checked with the job.
+    asked = SimulatePlan.model_construct(engine=name, mode=mode, phonon_configurations=count)
     reference = None if name == "qhrtem" else engine_named("qhrtem")
     with _counting(count) as progress:
         if engine is phonons is mode is None:
             again = reproduced(folder.path)
         else:
             again = simulate_again(
-                folder.path, engine_named(name), count, coherence, seed, progress, reference
+                folder.path, engine_named(name), count, asked.coherence, seed, progress, reference
             )
     counts, facts = counts_of(again, dose, seed)
     write_simulation(out, counts, again.twin.pixel_size_A, facts, again.twin.columns)

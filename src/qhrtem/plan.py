@@ -254,7 +254,7 @@ class SimulatePlan(_Table):
     """
 
     engine: Literal["qhrtem", "abtem", "drprobe"] = "qhrtem"
-    mode: Literal["focal", "full"] = "focal"  # sum over focus, or over focus and source angle
+    mode: Literal["focal", "full"] | None = None  # sum over focus, or over focus and source angle
     shape: Literal["slab", "edge", "wedge"] = "edge"  # without vacuum, or with vacuum on the left
     field_nm: tuple[_Field, _Field] = (4.0, 4.0)  # width, height of the image
     thickness_nm: _Thickness | None = None  # 4 nm where left out; of a wedge at its thin end
@@ -277,6 +277,15 @@ class SimulatePlan(_Table):
     semi_convergence_mrad: _SemiConvergence | None = None  # 1/e half angle
     vibration_pm: tuple[_Vibration, _Vibration] | None = None  # one standard deviation along x, y
     mistilt_mrad: tuple[_Tilt, _Tilt] | None = None  # along x, y
+
+    @property
+    def coherence(self) -> Literal["focal", "full"]:
+        """The mode; where left out, full for frozen phonons if the engine can.
+
+        An envelope for the source loses what rigid atoms scatter to high angles: in 8 nm of BaTiO3 2 % of
+        all electrons.
+        """
+        return self.mode or ("full" if self.phonon_configurations and self.engine != "abtem" else "focal")
 
     @model_validator(mode="after")
     def _one_shape(self) -> Self:

@@ -27,6 +27,17 @@ def test_frozen_phonons_depend_on_the_seed_and_keep_the_mean():
     assert "frozen-phonon" not in damped.facts["thermal_motion"]
 
 
+@pytest.mark.slow
+def test_frozen_phonons_lose_no_electron_to_the_envelope_of_the_source():
+    wide = {"phonon_configurations": 2, "dose_e_per_A2": 0.0, "semi_convergence_mrad": 0.6}
+    usual, focal = small_phantom(**wide), small_phantom(**wide, mode="focal")
+    assert usual.facts["parameters"]["mode"] == {"value": "full", "source": "default"}
+    assert usual.image.mean() > focal.image.mean() + 1e-3
+    for also, mode in (({"mode": "focal"}, "focal"), ({"engine": "abtem"}, "focal")):
+        assert small_plan(**wide, **also).simulate.coherence == mode
+    assert small_plan().simulate.coherence == "focal"
+
+
 def test_vacuum_is_at_the_level_and_noise_that_the_dose_says():
     image = {"gain_counts_per_electron": 5.0, "offset_counts": 20.0, "readout_counts": 3.0}
     made = small_phantom(image, vacuum_nm=1.4, dose_e_per_A2=2e4)

@@ -111,9 +111,10 @@ def make_phantom(
     asked = plan.simulate or SimulatePlan()
     note = Parameters()
     origin = {k: "command line" if k in options else "plan" for k in SimulatePlan.model_fields}
-    for key in ("engine", "mode", "shape", "field_nm", "rotation_deg", "phonon_configurations"):
+    for key in ("engine", "shape", "field_nm", "rotation_deg", "phonon_configurations"):
         given = getattr(asked, key) if key in asked.model_fields_set else None
         note(key, given, getattr(asked, key), origin[key])
+    note("mode", asked.mode, asked.coherence, origin["mode"])
     seed = note("seed", asked.seed, plan.run.seed, origin["seed"])
     pixel = note("pixel_size_A", plan.image.pixel_size_A, PIXEL_A)
     microscope = planned_lens(plan, note)
@@ -158,7 +159,7 @@ def job_of(specimen: Specimen, microscope: Microscope, asked: SimulatePlan) -> J
     cell, slicing = supercell_of(specimen.columns, specimen.field.grid)
     thermal = Thermal(microscope["b_scale"], microscope["absorption"])
     tilt = (microscope["tilt_x"], microscope["tilt_y"])
-    return Job(cell, slicing, specimen.field.grid, microscope.lens(), tilt, thermal, mode=asked.mode)
+    return Job(cell, slicing, specimen.field.grid, microscope.lens(), tilt, thermal, mode=asked.coherence)
 
 
 def planned_lens(plan: Plan, note: Parameters) -> Microscope:
