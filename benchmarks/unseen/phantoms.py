@@ -188,8 +188,8 @@ def exit_waves(spec: Spec, specimen: Specimen, rng: np.random.Generator):
     box = (*specimen.extent, float(z.max() - low + 2.0))
     gpts = grid_of(spec, specimen)
     pixel = np.array(specimen.extent) / gpts
-    # abTEM shares an atom between the four pixels around it, which blurs it by up to half a pixel: it is put on
-    # one. That moves atoms by pixel²/12 a coordinate, independent of thermal motion, which is made less by it.
+    # abTEM shares an atom between the four pixels around it, which blurs it by up to half a pixel. Put on one
+    # pixel it is moved by a variance of pixel²/12 along each axis, which is taken off the thermal motion.
     square = np.array([spec.cell.b[e] / (8 * np.pi**2) for e in specimen.element])
     u = np.sqrt(square[:, None] - pixel**2 / 12)
     for _ in range(spec.phonons):

@@ -249,8 +249,7 @@ def motion_error(state: State, imaging: list[int]) -> float:
     scale = numbered("b_scale", 0)
     if scale not in imaging:
         return 1.0
-    (mean, sigma), values = state.prior(), state.values()
-    return max(1.0, float(((values[scale] - mean[scale]) / sigma[scale]) ** 2))
+    return max(1.0, float(state.prior_deviation()[scale] ** 2))
 
 
 def agreed(columns: ColumnModel, rivals: tuple[Rival, ...], inflation: float) -> Floats:

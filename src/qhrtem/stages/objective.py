@@ -68,6 +68,15 @@ class State:
         lenses = [v.microscope for v in self.views()]
         return np.concatenate([m.mean for m in lenses]), np.concatenate([m.sigma for m in lenses])
 
+    def prior_deviation(self) -> Floats:
+        """Return how many prior standard deviations (N·P,) each imaging parameter lies from its mean.
+
+        Zero for a parameter that is held, whose prior has no width.
+        """
+        mean, sigma = self.prior()
+        away = self.values() - mean
+        return np.divide(away, sigma, out=np.zeros_like(away), where=sigma > 0)
+
     def with_values(self, values: Floats) -> State:
         """Return the state with the imaging parameters (N·P,) of all images, the specimen's of the first."""
         first, *rest = np.array(values).reshape(len(self.others) + 1, len(PARAMETERS))

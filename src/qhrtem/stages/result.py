@@ -341,9 +341,8 @@ def _residual_gates(own: float, share: float) -> tuple[Gate, ...]:
 
 def _bent_gate(state: State, imaging: tuple[int, ...]) -> Gate:
     """Return the gate on how many imaging parameters left what is known of them."""
-    (mean, sigma), values = state.prior(), state.values()
-    index = [i for i in imaging if parameter(i).name in STEADY]
-    beyond = [image_of(i) for i in index if abs(values[i] - mean[i]) > BENT * sigma[i]]
+    away = state.prior_deviation()
+    beyond = [image_of(i) for i in imaging if parameter(i).name in STEADY and abs(away[i]) > BENT]
     bent = int(np.bincount(beyond, minlength=1).max())  # in the image where most are
     return Gate(
         "imaging parameters far from expectation",
@@ -363,9 +362,10 @@ def _within(mask: NDArray[np.bool_], place: Floats) -> NDArray[np.bool_]:
 
 def _strained_note(state: State, imaging: tuple[int, ...]) -> tuple[str, ...]:
     """Return which imaging parameters came out far from what plan and microscope let expect."""
-    (mean, sigma), values = state.prior(), state.values()
-    away = {f"{parameter(i).label}{whose(i)}": (values[i] - mean[i]) / sigma[i] for i in imaging}
-    far = [f"{name} ({z:+.0f} prior σ)" for name, z in away.items() if abs(z) > STRAINED]
+    away = state.prior_deviation()
+    far = [
+        f"{parameter(i).label}{whose(i)} ({away[i]:+.0f} prior σ)" for i in imaging if abs(away[i]) > STRAINED
+    ]
     if not far:
         return ()
     return (
