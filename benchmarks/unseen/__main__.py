@@ -96,7 +96,8 @@ def write(lines: list[list[str]], path: Path) -> None:
         f"""# Crystals that nothing was tuned to
 
 Written by `python -m unseen`. Images by abTEM and numpy (`phantoms.py`): Lobato potentials, 24 frozen-phonon
-configurations, rough surfaces, mistilt as a shear of the columns. Scored like `../results.md`.
+configurations with every atom on a pixel, rough surfaces, mistilt as a shear of the columns. Scored like
+`../results.md`.
 
 {body}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from unseen.phantoms import Cell, Spec
 
 PBTIO3 = Cell(
@@ -53,8 +51,6 @@ SILICON = Cell(
     "Si", "F d -3 m", (5.431, 5.431, 5.431, 90, 90, 90), (("Si", 0, 0, 0),), {"Si": 0.46}, origin=":1"
 )
 
-GOLD_110 = Spec("au_110", GOLD, (1, 1, 0), 107, rotation_deg=3.0, thickness_A=24.0, wedge_A=14.0, c1=70.0)
-
 SUITE = (
     Spec("pto_110", PBTIO3, (1, 1, 0), 101, mistilt=(3.0, -2.0), stated_pixel=1.02, off_centre={"Ti": -0.08}),
     Spec("mgo_110", MGO, (1, 1, 0), 102, mistilt=(-2.0, 3.0), rotation_deg=-17.0, thickness_A=28.0, c1=48.0),
@@ -62,9 +58,19 @@ SUITE = (
     Spec("sto_001", SRTIO3, (0, 0, 1), 104, rotation_deg=12.0, mistilt=(0.5, 2.0), pixel_A=0.12),
     Spec("lao_110", LAALO3, (1, 1, 0), 105, rotation_deg=-8.0, dose=1e4, thickness_A=45.0, a1=(-9.0, 12.0)),
     Spec("bto_110_lowdose", BATIO3, (1, 1, 0), 106, dose=3e3, mistilt=(-4.0, 3.0), off_centre={"Ti": 0.06}),
-    GOLD_110,
-    # Through finer waves and foci: rigid heavy atoms scatter beyond what 0.07 Å and 7 foci hold.
-    replace(GOLD_110, name="au_110_fine", sampling_A=0.04, foci=21),
+    # Through finer waves and more foci: rigid heavy atoms scatter beyond what 0.07 Å and 7 foci hold.
+    Spec(
+        "au_110_fine",
+        GOLD,
+        (1, 1, 0),
+        107,
+        rotation_deg=3.0,
+        thickness_A=24.0,
+        wedge_A=14.0,
+        c1=70.0,
+        sampling_A=0.04,
+        foci=21,
+    ),
     Spec("bto_100_shear", BATIO3, (1, 0, 0), 108, rotation_deg=95.0, shear=0.006, mistilt=(2.0, 1.0)),
     Spec(
         "si_110",
