@@ -8,22 +8,27 @@ import numpy as np
 import pytest
 
 from qhrtem.model.microscope import INDEX
-from qhrtem.stages.assess import agreed, motion_error
+from qhrtem.stages.assess import agreed, prior_error
 from qhrtem.stages.objective import State
 from qhrtem.stages.thickness import Rival, shifted
 from slabs import slab
 
 
-@pytest.mark.parametrize(("scale", "expected"), [(1.0, 1.0), (1.05, 1.0), (0.5, 25.0), (1.4, 16.0)])
-def test_an_unusual_debye_waller_scale_tells_of_errors(scale: float, expected: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "deviations", "expected"),
+    [("b_scale", -5.0, 25.0), ("semi_convergence", 4.0, 16.0), ("c3", 0.5, 1.0), ("scale", 9.0, 1.0)],
+)
+def test_a_parameter_that_left_its_prior_tells_of_errors(
+    name: str, deviations: float, expected: float
+) -> None:
     island = slab(radius=3.5)
-    free = [INDEX["c1"], INDEX["b_scale"]]
-    sigma = island.microscope.sigma.copy()
-    sigma[INDEX["b_scale"]] = 0.1
-    microscope = island.microscope.with_values(b_scale=scale)
-    state = State(island.columns, replace(microscope, sigma=sigma))
-    assert motion_error(state, free) == pytest.approx(expected)
-    assert motion_error(state, free[:1]) == 1.0  # held, it can tell nothing
+    i = INDEX[name]
+    usual = replace(island.microscope, values=island.microscope.mean)
+    away = usual.with_values(**{name: usual.mean[i] + deviations * usual.sigma[i]})
+    state = State(island.columns, away)
+    free = [INDEX["c1"], INDEX["b_scale"], i]
+    assert prior_error(state, free) == pytest.approx(expected)
+    assert prior_error(state, free[:1]) == 1.0  # held, it can tell nothing
 
 
 def test_a_rival_counts_the_more_the_larger_the_error() -> None:

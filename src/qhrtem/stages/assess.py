@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qhrtem.calibrate.lattice import Lattice
 from qhrtem.model.forward import Field
-from qhrtem.model.microscope import INDEX, PARAMETERS, numbered
+from qhrtem.model.microscope import INDEX, PARAMETERS, parameter
 from qhrtem.model.twin import ImagingErrors, Match, PositionErrors
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.specimen.persistence import Persistence
@@ -31,6 +31,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 NEGLIGIBLE = 1e-4  # probability of column ends that a next image need not know of
 NOT_RULED_OUT = 12.0  # χ² units, over the model error: odds of 400 to 1
+TRADED = ("b_scale", "semi_convergence", "focal_spread", "c3")  # known before, and trade against thickness
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def assess(
     shared = of_images(lambda m, p: common_error(m, pixel, place, kind, p), matches, perfect)
     marginals = undecided(state.columns, evidence, own, seed)
     likelihood = count_probability(state.columns, evidence, marginals)
-    whole = max(own, shared, motion_error(state, evidence.imaging))
+    whole = max(own, shared, prior_error(state, evidence.imaging))
     probability = likelihood * agreed(state.columns, evidence.rivals, whole)
     refined = replace(evidence.refined, undecided=marginals.continuous, column_error=own, common_error=shared)
     diffuse = torch.as_tensor(state.diffuse.at(state.microscope), dtype=torch.float32)
@@ -239,17 +240,15 @@ def changed_probability(before: ColumnModel, columns: ColumnModel, ends: Persist
     return out
 
 
-def motion_error(state: State, imaging: list[int]) -> float:
-    """Return how much larger errors are than claimed, by the Debye–Waller scale that was fitted (>= 1).
+def prior_error(state: State, imaging: list[int]) -> float:
+    """Return how much larger errors are than claimed, by what the fit made of parameters known before (>= 1).
 
-    A ratio of variances (Birge, Phys. Rev. 40, 207, 1932). Atoms that move less make up for missing ones:
-    what drives the scale far from the CIF is as large an error in the thickness, and leaves little in the
-    residual. imaging: numbers of the parameters that were free.
+    A ratio of variances (Birge, Phys. Rev. 40, 207, 1932), the largest of `TRADED`. Atoms that move less make
+    up for missing ones, a wider source for too many: what drives these far from what is known of them is as
+    large an error in the thickness, and leaves little in the residual. imaging: numbers of free parameters.
     """
-    scale = numbered("b_scale", 0)
-    if scale not in imaging:
-        return 1.0
-    return max(1.0, float(state.prior_deviation()[scale] ** 2))
+    away = state.prior_deviation()
+    return max([1.0, *(float(away[i] ** 2) for i in imaging if parameter(i).name in TRADED)])
 
 
 def agreed(columns: ColumnModel, rivals: tuple[Rival, ...], inflation: float) -> Floats:
