@@ -282,7 +282,7 @@ class SimulatePlan(_Table):
     def coherence(self) -> Literal["focal", "full"]:
         """The mode; where left out, full for frozen phonons if the engine can.
 
-        An envelope for the source loses what rigid atoms scatter to high angles: in 8 nm of BaTiO3 2 % of
+        An envelope for the source loses what rigid atoms scatter to high angles: in 8 nm of BaTiO3 3 % of
         all electrons.
         """
         return self.mode or ("full" if self.phonon_configurations and self.engine != "abtem" else "focal")
