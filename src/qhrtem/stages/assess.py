@@ -255,7 +255,7 @@ def agreed(columns: ColumnModel, rivals: tuple[Rival, ...], inflation: float) ->
     """Return the posterior share (C,) of the specimens, rivals and the fitted one, with the same counts.
 
     inflation: what differences of χ² are divided by; specimens differ in what all columns have in common, so
-    it is the model error in common, or what atomic motion shows of it.
+    it is the model error in common, or what parameters known before show of it.
     """
     counts = columns.element_counts()
     same, total = np.ones(len(columns)), 1.0
