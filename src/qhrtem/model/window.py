@@ -63,6 +63,14 @@ class Tangent:
 
 
 @dataclass(frozen=True)
+class _Act:
+    """What a change does in one slice."""
+
+    axis: int | None  # of a derivative by position, None where atoms come or go
+    atoms: tuple[tuple[int, int], ...]  # element group and sign of each
+
+
+@dataclass(frozen=True)
 class Response:
     """Image changes of one column, as windows of the image grid that start at (row, col) (may wrap)."""
 
@@ -169,50 +177,55 @@ class WindowModel:
         up, down = self.model.field.ratio
         wide = corner[0] * up // down, corner[1] * up // down  # the same in wave pixels
         inset = (self.wave_size - self.near_size) // 2
-        near = wide[0] + inset, wide[1] + inset
-        sources = [self._sources(c, change) for change in changes]
-        stamps = self._stamps(c, near, any(isinstance(change, Tangent) for change in changes))
+        delta = self._exit_changes(c, changes, (wide[0] + inset, wide[1] + inset))
+        images = self._image_change(functional.pad(delta, (inset,) * 4), changes, wide)
+        return Response(corner[0] + self.guard, corner[1] + self.guard, images)
+
+    def _exit_changes(self, c: int, changes: Sequence[Move | Tangent], corner: tuple[int, int]) -> Tensor:
+        """Return what changes of column c do to the exit wave, (K, n, n) from a wave pixel on.
+
+        Changes that have acted alike so far share one wave: a slide is a move of the upper end until the
+        lower one follows.
+        """
+        acts = [self._acts(c, change) for change in changes]
+        stamps = self._stamps(c, corner, any(isinstance(change, Tangent) for change in changes))
         first, last = self.stack.first_slice, self.stack.first_slice + len(self.stack.order) - 1
-        begin = [min(s) if s else first for s in sources]
-        rank = sorted(range(len(changes)), key=lambda k: begin[k])
-        factor: dict[tuple[int, int], Tensor] = {}
         seen: dict[int, Tensor] = {}
-        start = min([first, *begin])
-        stop = max([last, *(max(s) for s in sources if s)])
-        shape = (len(changes), *self.grid.shape)
-        delta = torch.zeros(shape, dtype=self.grid.complex_dtype, device=self.grid.device)
-        spectrum = torch.empty_like(delta)
-        active = 0
-        for j in range(start, stop + 1):
-            while active < len(rank) and begin[rank[active]] <= j:
-                active += 1
-            if active == 0:
+        factor: dict[tuple[int, int], Tensor] = {}
+        none = torch.zeros((1, *self.grid.shape), dtype=self.grid.complex_dtype, device=self.grid.device)
+        delta = none[:0]
+        # First the changes that have not acted yet, then those of each wave of `delta`.
+        shared = [list(range(len(changes)))]
+        stop = max([last, *(max(a) for a in acts if a)])
+        for j in range(min([first, *(min(a) for a in acts if a)]), stop + 1):
+            rows, acting, shared = _parted(shared, acts, j)
+            if rows != list(range(len(delta) + 1)):
+                delta = torch.cat([none, delta])[rows[1:]]
+            if not len(delta):
                 continue
-            inside = delta[:active]
-            grating = self._grating(j, near, seen)
+            grating = self._grating(j, corner, seen)
             if grating is not None:
-                inside *= grating
-            arriving = [a for a in range(active) if j in sources[rank[a]]]
-            if arriving:
-                psi = self._wave(j, near)
+                delta *= grating
+            if any(acting):
+                psi = self._wave(j, corner)
                 transmitted = psi if grating is None else psi * grating
-            for a in arriving:
-                change, before = changes[rank[a]], inside[a].clone()
-                for group, sign in sources[rank[a]][j]:
-                    if isinstance(change, Tangent):
-                        inside[a] += 1j * stamps[group][1 + change.axis] * transmitted
-                    else:
-                        if (group, sign) not in factor:
-                            factor[group, sign] = transmission(sign * stamps[group][0]) - 1
-                        inside[a] += factor[group, sign] * (transmitted + before)
-            moving = fft2(inside, out=spectrum[:active])
-            moving *= self.step
-            ifft2(moving, out=inside)
+            for wave, act in zip(delta, acting[1:], strict=True):
+                if act is None:
+                    continue
+                whole = transmitted if act.axis is not None else transmitted + wave
+                for group, sign in act.atoms:
+                    if act.axis is not None:
+                        wave += 1j * stamps[group][1 + act.axis] * whole
+                        continue
+                    if (group, sign) not in factor:
+                        factor[group, sign] = transmission(sign * stamps[group][0]) - 1
+                    wave += factor[group, sign] * whole
+            delta = ifft2(fft2(delta).mul_(self.step))
         if stop > last:
             # Waves below the last occupied slice came too far.
             delta = ifft2(fft2(delta) * self.step.conj() ** (stop - last))
-        images = self._image_change(functional.pad(delta, (inset,) * 4), rank, changes, wide)
-        return Response(corner[0] + self.guard, corner[1] + self.guard, images)
+        row = {k: n for n, members in enumerate(shared) for k in members}
+        return torch.cat([none, delta])[[row[k] for k in range(len(changes))]]
 
     def _grating(self, j: int, corner: tuple[int, int], seen: dict[int, Tensor]) -> Tensor | None:
         """Transmission function (n, n) of slice j from a corner on, None where the slice is empty."""
@@ -242,8 +255,8 @@ class WindowModel:
             self._below[slices] = ifft2(fft2(self._travelled(slices - 1)) * step)
         return self._below[slices]
 
-    def _sources(self, c: int, change: Move | Tangent) -> dict[int, list[tuple[int, int]]]:
-        """Slice number to (element group, sign) of the atoms that change there."""
+    def _acts(self, c: int, change: Move | Tangent) -> dict[int, _Act]:
+        """Return what a change of column c does in each slice that it touches."""
         out: dict[int, list[tuple[int, int]]] = {}
         if isinstance(change, Tangent):
             sites = np.arange(self.columns.first[c], self.columns.last[c] + 1)
@@ -252,39 +265,53 @@ class WindowModel:
             sites = np.array([s for ch in change.changes for s in ch.sites], dtype=np.int64)
             signs = np.array([ch.sign for ch in change.changes for _ in ch.sites], dtype=np.int64)
         if not len(sites):
-            return out
+            return {}
         atoms = self.columns.atoms_at(np.full(len(sites), c), sites)
         for j, group, sign in zip(atoms.slice, atoms.group, signs, strict=True):
             if isinstance(change, Move) or group == change.group:
                 out.setdefault(int(j), []).append((int(group), int(sign)))
-        return out
+        axis = change.axis if isinstance(change, Tangent) else None
+        return {j: _Act(axis, tuple(atoms)) for j, atoms in out.items()}
 
     def _image_change(
-        self,
-        delta: Tensor,
-        rank: list[int],
-        changes: Sequence[Move | Tangent],
-        corner: tuple[int, int],
+        self, delta: Tensor, changes: Sequence[Move | Tangent], corner: tuple[int, int]
     ) -> np.ndarray:
         """Lens, incoherent sum and detector for the changed waves at the exit plane."""
         spectrum = fft2(delta)
-        finite = [a for a, k in enumerate(rank) if isinstance(changes[k], Move)]
-        wave, linear = torch.empty_like(delta), torch.zeros_like(delta)
+        finite = [k for k, change in enumerate(changes) if isinstance(change, Move)]
+        linear = torch.zeros_like(delta)
         square = torch.zeros((len(finite), *delta.shape[1:], 2), dtype=self.grid.dtype, device=delta.device)
         for f, weight in enumerate(self.transfer.weights.tolist()):
-            torch.mul(spectrum, self.transfer.functions[f], out=wave)
-            ifft2(wave, out=wave)
+            wave = ifft2(spectrum * self.transfer.functions[f])
             linear.addcmul_(wave, self._cut(self.interference[f], corner, self.wave_size))
             parts = torch.view_as_real(wave)
-            for n, a in enumerate(finite):
-                square[n].addcmul_(parts[a], parts[a], value=weight)
+            for n, k in enumerate(finite):
+                square[n].addcmul_(parts[k], parts[k], value=weight)
         total = linear.real.clone()
         total.index_add_(0, torch.tensor(finite, dtype=torch.long, device=total.device), square.sum(-1))
         inner = slice(self.guard, self.size - self.guard)
         changed = self.model.detect(total, self.response)[..., inner, inner] * self.mask
-        out = torch.empty_like(changed)
-        out[rank] = changed
-        return out.cpu().numpy()
+        return changed.cpu().numpy()
+
+
+def _parted(
+    shared: list[list[int]], acts: list[dict[int, _Act]], j: int
+) -> tuple[list[int], list[_Act | None], list[list[int]]]:
+    """Return how waves part in slice j: the wave that each comes from, what acts on it, its changes.
+
+    shared: the changes of each wave so far. The first stays that of changes that have not acted.
+    """
+    rows: list[int] = []
+    acting: list[_Act | None] = []
+    out: list[list[int]] = []
+    for n, members in enumerate(shared):
+        groups: dict[_Act | None, list[int]] = {None: []} if n == 0 else {}
+        for k in members:
+            groups.setdefault(acts[k].get(j), []).append(k)
+        rows += [n] * len(groups)
+        acting += groups
+        out += groups.values()
+    return rows, acting, out
 
 
 def _radial_mask(n: int) -> Tensor:

@@ -56,15 +56,23 @@ def propagator(
 def transmission(phase: Tensor) -> Tensor:
     """Return exp(i·phase); a positive imaginary part of the phase damps the wave."""
     if phase.is_complex():
-        return torch.polar(torch.exp(-phase.imag), phase.real)
-    return torch.polar(torch.ones_like(phase), phase)
+        passed = torch.exp(-phase.imag)
+        return torch.complex(passed * torch.cos(phase.real), passed * torch.sin(phase.real))
+    return torch.complex(torch.cos(phase), torch.sin(phase))
 
 
 def band_limited(gratings: Tensor, grid: Grid) -> Tensor:
     """Return transmission functions (..., rows, columns) cut at the grid's circular band limit."""
+    return ifft2(fft2(gratings) * within_band(grid))
+
+
+def within_band(grid: Grid) -> Tensor:
+    """Return one at the frequencies within the circular band limit, zero beyond, as complex numbers.
+
+    A complex factor multiplies a spectrum nearly twice as fast as a real one, which is converted first.
+    """
     ky, kx = grid.frequencies()
-    keep = (kx**2 + ky**2 <= grid.band_limit() ** 2).to(grid.dtype)
-    return ifft2(fft2(gratings) * keep)
+    return (kx**2 + ky**2 <= grid.band_limit() ** 2).to(grid.complex_dtype)
 
 
 def transmit_propagate(wave: Tensor, grating: Tensor, step: Tensor) -> Tensor:
@@ -110,9 +118,7 @@ class _Multislice(torch.autograd.Function):
         waves = torch.empty((len(order) + 1, *shape), dtype=gratings.dtype, device=gratings.device)
         waves[0] = wave
         for j, u in enumerate(order):
-            spectrum = fft2(waves[j] * gratings[u])
-            spectrum *= step
-            ifft2(spectrum, out=waves[j + 1])
+            waves[j + 1] = transmit_propagate(waves[j], gratings[u], step)
         ctx.save_for_backward(waves[:-1], gratings, step)
         ctx.order, ctx.incident = order, wave.shape
         return waves[-1].clone()
@@ -131,7 +137,7 @@ class _Multislice(torch.autograd.Function):
             if by_step is not None:
                 by_step += (fft2(psi * grating).conj() * spectrum).sum_to_size(step.shape)
             spectrum *= back
-            h = ifft2(spectrum, out=spectrum)
+            h = ifft2(spectrum)
             by_grating[ctx.order[j]] += psi.conj() * h
             grad = grating.conj() * h
         if by_step is not None:
@@ -144,15 +150,10 @@ def _records_gradient(*tensors: Tensor) -> bool:
 
 
 def _march(wave: Tensor, gratings: Tensor, order: Sequence[int], step: Tensor) -> Tensor:
-    """Return the wave behind the stack, computed in two buffers that are used again at every slice."""
-    psi = torch.empty_like(torch.broadcast_to(wave, gratings[0].shape), memory_format=torch.contiguous_format)
-    psi.copy_(wave)
-    spectrum = torch.empty_like(psi)
+    """Return the wave behind the stack; transforms into given memory would copy their result there."""
+    psi = torch.broadcast_to(wave, gratings[0].shape)
     for u in order:
-        psi.mul_(gratings[u])
-        fft2(psi, out=spectrum)
-        spectrum.mul_(step)
-        ifft2(spectrum, out=psi)
+        psi = ifft2(fft2(psi * gratings[u]).mul_(step))
     return psi
 
 

@@ -125,7 +125,7 @@ def _kernel_transform(n: int, half: bool, device: str) -> Tensor:
 
 
 def spread(position: Tensor, channel: Tensor, channels: int, weight: Tensor, grid: Grid) -> Tensor:
-    """Return atoms spread onto the grid, shape (channels, rows, columns).
+    """Return atoms spread onto the grid, shape (channels, rows, columns), in the grid's precision.
 
     position: (N, 2) y, x in Å; channel: (N,) integer target; weight: (N,). Differentiable in both.
     """
@@ -139,8 +139,8 @@ def spread(position: Tensor, channel: Tensor, channels: int, weight: Tensor, gri
     y = (base[:, 0, None] + step) % rows
     x = (base[:, 1, None] + step) % cols
     index = channel[:, None, None] * (rows * cols) + y[:, :, None] * cols + x[:, None, :]
-    amount = weight[:, None, None] * value[:, 0, :, None] * value[:, 1, None, :]
-    out = torch.zeros(channels * rows * cols, dtype=amount.dtype, device=position.device)
+    amount = (weight[:, None, None] * value[:, 0, :, None] * value[:, 1, None, :]).to(grid.dtype)
+    out = torch.zeros(channels * rows * cols, dtype=grid.dtype, device=position.device)
     out.index_add_(0, index.reshape(-1), amount.reshape(-1))
     return out.reshape(channels, rows, cols)
 
@@ -201,13 +201,17 @@ class PhaseKernels:
             return torch.zeros((slices, *self.grid.shape), dtype=dtype, device=self.grid.device)
         n = len(self.species)
         used, channel = torch.unique(slice_index * n + species_index, return_inverse=True)
-        density = rfft2(spread(position, channel, len(used), weight, self.grid).to(self.grid.dtype))
+        density = rfft2(spread(position, channel, len(used), weight, self.grid))
         owner, kind = used // n, used % n
         shape = (slices, *density.shape[1:])
+        lone = owner.tolist() == list(range(slices))  # every slice holds one species
 
         def synthesis(kernels: Tensor) -> Tensor:
-            total = torch.zeros(shape, dtype=density.dtype, device=density.device)
-            return irfft2(total.index_add_(0, owner, density * kernels[kind]), self.grid.shape)
+            spectrum = density * kernels[kind]
+            if not lone:
+                total = torch.zeros(shape, dtype=density.dtype, device=density.device)
+                spectrum = total.index_add_(0, owner, spectrum)
+            return irfft2(spectrum, self.grid.shape)
 
         if self.imag is None:
             return synthesis(self.real)
