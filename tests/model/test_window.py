@@ -64,6 +64,20 @@ def test_moves_match_the_whole_field(island: Slab, window: WindowModel, name: st
         assert np.linalg.norm(found - expected) < 0.03 * np.linalg.norm(expected), (top, bottom)
 
 
+@pytest.mark.parametrize("name", ["BaO", "Ti"])
+def test_changes_that_share_a_wave_come_out_as_on_their_own(
+    island: Slab, window: WindowModel, name: str
+) -> None:
+    c = island.nearest(name)
+    moves = [move_of(island, c, *e) for e in [(1, 0), (1, 1), (-1, 1), (1, -1), (0, 1), (0, 0)]]
+    changes = [moves[0], Tangent(0, 1), *moves[1:], moves[1]]
+    together = window.respond(c, changes).change
+    alone = np.concatenate([window.respond(c, [change]).change for change in changes])
+    np.testing.assert_allclose(together, alone, atol=2e-6)
+    assert not together[-2].any()  # no atom moved
+    assert np.array_equal(together[2], together[-1])
+
+
 def test_the_default_window_is_good_enough_to_rank_moves(island: Slab) -> None:
     columns = island.columns
     c = island.nearest("O")
