@@ -88,14 +88,13 @@ def medians(spent: list[list[float]]) -> list[float]:
 def bare_transforms(grid: Grid, slices: int) -> Callable[[], None]:
     """Return the transforms of a multislice pass and its foci, alone."""
     wave = torch.randn(grid.shape, dtype=grid.complex_dtype)
-    spectrum = torch.empty_like(wave)
 
     def run() -> None:
         for _ in range(slices):
-            fft2(wave, out=spectrum)
-            ifft2(spectrum, out=wave)
+            spectrum = fft2(wave)
+            ifft2(spectrum)
         for _ in range(FOCI):
-            ifft2(spectrum, out=wave)
+            ifft2(spectrum)
 
     return run
 

@@ -45,14 +45,14 @@ class Grid:
         return Grid((size, size), self.pixel, self.device, self.dtype)
 
 
-def fft2(a: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return the unnormalised forward transform over the last two axes, written to `out` if given."""
-    return torch.fft.fft2(a, out=out)
+def fft2(a: Tensor) -> Tensor:
+    """Return the unnormalised forward transform over the last two axes."""
+    return torch.fft.fft2(a)
 
 
-def ifft2(a: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return the inverse transform (1/N) over the last two axes, written to `out` if given."""
-    return torch.fft.ifft2(a, out=out)
+def ifft2(a: Tensor) -> Tensor:
+    """Return the inverse transform (1/N) over the last two axes."""
+    return torch.fft.ifft2(a)
 
 
 def rfft2(a: Tensor) -> Tensor:
