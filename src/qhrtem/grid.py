@@ -40,6 +40,11 @@ class Grid:
         """
         return min(1 / (2 * self.pixel[0]), 1 / (2 * self.pixel[1])) * 2 / 3 * (1 + 1e-6)
 
+    def in_band(self) -> Tensor:
+        """Return which frequencies (rows, columns) lie within the circular band limit."""
+        ky, kx = self.frequencies()
+        return kx**2 + ky**2 <= self.band_limit() ** 2
+
     def window(self, size: int) -> Grid:
         """Return a square grid of `size` pixels with the same pitch."""
         return Grid((size, size), self.pixel, self.device, self.dtype)

@@ -84,7 +84,7 @@ class _Beams:
     def __init__(self, grid: Grid) -> None:
         ky, kx = torch.broadcast_tensors(*grid.frequencies())
         self.grid = grid
-        self.index = torch.nonzero((kx**2 + ky**2 <= grid.band_limit() ** 2).reshape(-1))[:, 0]
+        self.index = torch.nonzero(grid.in_band().reshape(-1))[:, 0]
         self.kx, self.ky = kx.reshape(-1)[self.index], ky.reshape(-1)[self.index]
 
     def field(self, amplitude: Tensor, phase: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def propagator(
     lam = wavelength(energy)
     ky, kx = grid.frequencies()
     k2 = kx**2 + ky**2
-    keep = k2 <= grid.band_limit() ** 2
+    keep = grid.in_band()
     if kind == "fresnel":
         phase = -math.pi * lam * thickness * k2
     else:
@@ -63,16 +63,8 @@ def transmission(phase: Tensor) -> Tensor:
 
 def band_limited(gratings: Tensor, grid: Grid) -> Tensor:
     """Return transmission functions (..., rows, columns) cut at the grid's circular band limit."""
-    return ifft2(fft2(gratings) * within_band(grid))
-
-
-def within_band(grid: Grid) -> Tensor:
-    """Return one at the frequencies within the circular band limit, zero beyond, as complex numbers.
-
-    A complex factor multiplies a spectrum nearly twice as fast as a real one, which is converted first.
-    """
-    ky, kx = grid.frequencies()
-    return (kx**2 + ky**2 <= grid.band_limit() ** 2).to(grid.complex_dtype)
+    # A complex factor multiplies a spectrum nearly twice as fast as a real one, which is converted first.
+    return ifft2(fft2(gratings) * grid.in_band().to(grid.complex_dtype))
 
 
 def transmit_propagate(wave: Tensor, grating: Tensor, step: Tensor) -> Tensor:
