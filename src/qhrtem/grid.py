@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 
+class Beams(Protocol):
+    """Where spectra are sampled, as much as propagators, aberrations and tapers need of it."""
+
+    @property
+    def device(self) -> str:
+        """Device of all tensors."""
+
+    @property
+    def complex_dtype(self) -> torch.dtype:
+        """Type of waves."""
+
+    @abstractmethod
+    def frequencies(self) -> tuple[Tensor, Tensor]:
+        """Return k_y and k_x, 1/Å, in FFT order; together of the shape of a wave."""
+
+    @abstractmethod
+    def band_limit(self) -> float:
+        """Return the circular band limit in 1/Å."""
+
+    def in_band(self) -> Tensor:
+        """Return which frequencies (rows, columns) lie within the circular band limit."""
+        ky, kx = self.frequencies()
+        return kx**2 + ky**2 <= self.band_limit() ** 2
+
+
 @dataclass(frozen=True)
-class Grid:
+class Grid(Beams):
     """A periodic rectangular sampling of the plane normal to the beam."""
 
     shape: tuple[int, int]  # (rows, columns)
@@ -39,11 +66,6 @@ class Grid:
         A hair more, so that rounding does not decide over beams that lie on the circle: they are kept.
         """
         return min(1 / (2 * self.pixel[0]), 1 / (2 * self.pixel[1])) * 2 / 3 * (1 + 1e-6)
-
-    def in_band(self) -> Tensor:
-        """Return which frequencies (rows, columns) lie within the circular band limit."""
-        ky, kx = self.frequencies()
-        return kx**2 + ky**2 <= self.band_limit() ** 2
 
     def window(self, size: int) -> Grid:
         """Return a square grid of `size` pixels with the same pitch."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qhrtem.errors import PlanError
-from qhrtem.grid import Grid
+from qhrtem.grid import Beams
 from qhrtem.physics.electron import wavelength
 
 # name: (weight, power of w, power of conjugate w); χ = (2π/λ) Re Σ weight·coefficient·w^p·w̄^q
@@ -121,7 +121,7 @@ def slope_at(
 
 
 def chi(
-    grid: Grid,
+    grid: Beams,
     energy: float,
     coefficients: Mapping[str, complex | Tensor],
     offset: tuple[float, float] = (0.0, 0.0),
@@ -136,7 +136,7 @@ def chi(
 
 
 def chi_gradient(
-    grid: Grid, energy: float, coefficients: Mapping[str, complex | Tensor]
+    grid: Beams, energy: float, coefficients: Mapping[str, complex | Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Return (∂χ/∂θ_y, ∂χ/∂θ_x)/(2π/λ) in Å: the beam displacement at each scattering angle, float64."""
     ky, kx = torch.broadcast_tensors(*grid.frequencies())

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from qhrtem.errors import PlanError
-from qhrtem.grid import Grid, fft2, ifft2
+from qhrtem.grid import Beams, fft2, ifft2
 from qhrtem.physics.electron import wavelength
 
 Propagation = Literal["fresnel", "exact", "secant"]
@@ -20,7 +20,7 @@ STEEPEST_RAD = 0.2  # a larger mistilt is another zone axis
 
 
 def propagator(
-    grid: Grid,
+    grid: Beams,
     thickness: float,
     energy: float,
     mistilt: tuple[float | Tensor, float | Tensor] | Tensor = (0.0, 0.0),
@@ -61,7 +61,7 @@ def transmission(phase: Tensor) -> Tensor:
     return torch.complex(torch.cos(phase), torch.sin(phase))
 
 
-def band_limited(gratings: Tensor, grid: Grid) -> Tensor:
+def band_limited(gratings: Tensor, grid: Beams) -> Tensor:
     """Return transmission functions (..., rows, columns) cut at the grid's circular band limit."""
     # A complex factor multiplies a spectrum nearly twice as fast as a real one, which is converted first.
     return ifft2(fft2(gratings) * grid.in_band().to(grid.complex_dtype))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qhrtem.errors import InputError
-from qhrtem.grid import Grid, irfft2, rfft2
+from qhrtem.grid import Beams, Grid, irfft2, rfft2
 from qhrtem.physics.electron import gamma, wavelength
 from qhrtem.physics.scattering import absorptive_form_factor, debye_waller, form_factor
 
@@ -56,7 +56,7 @@ def radial_frequency(grid: Grid, half: bool = False) -> Tensor:
     return torch.sqrt(ky**2 + kx**2)
 
 
-def soft_band_limit(g: Tensor, grid: Grid) -> Tensor:
+def soft_band_limit(g: Tensor, grid: Beams) -> Tensor:
     """Return a radial taper that falls smoothly to zero at the band limit, so that potentials do not ring.
 
     With the potential itself limited, the transmission function needs no aperture of its own.
@@ -65,7 +65,7 @@ def soft_band_limit(g: Tensor, grid: Grid) -> Tensor:
     return 0.5 * torch.special.erfc((g / limit - 0.94) / 0.025)
 
 
-def nyquist_taper(g: Tensor, grid: Grid) -> Tensor:
+def nyquist_taper(g: Tensor, grid: Beams) -> Tensor:
     """Return Dr. Probe's taper ½ - ½ tanh(30(g/g_N - 0.9)), g_N the smaller Nyquist frequency.
 
     For transmission functions that are cut at the band limit afterwards (`multislice.band_limited`).

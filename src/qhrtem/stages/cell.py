@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qhrtem.grid import fft2, good_size, ifft2
+from qhrtem.grid import Beams, fft2, good_size, ifft2
 from qhrtem.model.microscope import Microscope
 from qhrtem.physics.aberrations import chi, chi_gradient
 from qhrtem.physics.coherence import equidistant
@@ -28,8 +28,8 @@ CELL_PIXEL_A = 0.11
 
 
 @dataclass(frozen=True)
-class CellGrid:
-    """Reciprocal points of a two-dimensional lattice, with the part of `grid.Grid` that physics needs."""
+class CellGrid(Beams):
+    """Reciprocal points of a two-dimensional lattice."""
 
     shape: tuple[int, int]
     reciprocal: tuple[tuple[float, float], tuple[float, float]]  # rows: (k_y, k_x) of both basis vectors, 1/Å
@@ -78,7 +78,7 @@ class RepeatedCell:
             return self._thermal[1]
         p = self.projection
         species = distinct_species(p)
-        taper = soft_band_limit(self.radius, self.grid)  # type: ignore[arg-type]
+        taper = soft_band_limit(self.radius, self.grid)
         kernels = [phase_factor(s, self.radius, self.energy, thermal, self.table) * taper for s in species]
         h = torch.fft.fftfreq(self.grid.shape[0], 1 / self.grid.shape[0], dtype=torch.float64)[:, None]
         k = torch.fft.fftfreq(self.grid.shape[1], 1 / self.grid.shape[1], dtype=torch.float64)[None, :]
@@ -106,7 +106,7 @@ class RepeatedCell:
             Thermal(round(microscope["b_scale"], 4), round(microscope["absorption"], 4))
         )
         tilt = (microscope["tilt_x"], microscope["tilt_y"])
-        step = propagator(self.grid, self.projection.plane, self.energy, tilt)  # type: ignore[arg-type]
+        step = propagator(self.grid, self.projection.plane, self.energy, tilt)
         out = torch.empty((self.slices, *self.grid.shape), dtype=self.grid.complex_dtype)
         wave = torch.ones(self.grid.shape, dtype=self.grid.complex_dtype)
         for n in range(self.slices):
@@ -130,8 +130,8 @@ class RepeatedCell:
         coherent wave reach the image as a background that is nearly flat within a cell.
         """
         m, lam = microscope, wavelength(self.energy)
-        base = chi(self.grid, self.energy, m.coefficients())  # type: ignore[arg-type]
-        gy, gx = chi_gradient(self.grid, self.energy, m.coefficients())  # type: ignore[arg-type]
+        base = chi(self.grid, self.energy, m.coefficients())
+        gy, gx = chi_gradient(self.grid, self.energy, m.coefficients())
         ky, kx = self.grid.frequencies()
         rule = equidistant(foci)
         middle = -torch.as_tensor(thickness / 2 * self.projection.plane)[:, None, None]
