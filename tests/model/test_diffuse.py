@@ -22,7 +22,7 @@ from qhrtem.model.diffuse import (
     displacement_pairs,
     frozen_phonon_image,
 )
-from qhrtem.model.forward import Field, ForwardModel, finer
+from qhrtem.model.forward import Field, ForwardModel, resampled
 from qhrtem.model.microscope import nominal
 from qhrtem.physics.coherence import full_intensity
 from qhrtem.specimen.columns import ColumnModel, lattice_columns
@@ -187,7 +187,7 @@ def test_an_extended_source_loses_no_electron(island: Slab) -> None:
     full = sharp = without = 0.0
     p = columns.projection
     exit_z = p.origin + (int(rigid.atoms.slice.max()) + 0.5) * p.plane
-    lens = m.lens(finer(model.field, PHONON_PIXEL_A).reference_z - exit_z)
+    lens = m.lens(resampled(model.field, PHONON_PIXEL_A).reference_z - exit_z)
     for move in displacement_pairs(rigid.atoms, np.sqrt(b / (8 * math.pi**2)), 6, rng):
         spectrum = rigid.spectrum(move)
         full = full + rigid.detect(full_intensity(spectrum, rigid.grid, lens, source=5)).double() / 6

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from qhrtem.errors import InputError
 from qhrtem.grid import fft2, ifft2, irfft2, is_smooth, rfft2
 from qhrtem.model.forward import (
+    CHANGE_PIXEL_A,
     KERNELS_KEPT,
     RECORDING,
     WAVE_PIXEL_A,
     ForwardModel,
+    coarsest,
     make_field,
     paired_size,
     thermal_of,
@@ -62,6 +64,18 @@ def test_paired_sizes_fit_both_grids(n: int, ratio: tuple[int, int]) -> None:
     assert size >= n and size % (2 * down) == 0
     wave = size * up // down
     assert wave * down == size * up and wave % 2 == 0 and is_smooth(wave)
+
+
+@pytest.mark.parametrize("pixel", [0.04, 0.07, 0.08, 0.105, 0.12, 0.15, 0.2])
+def test_changes_are_simulated_on_waves_as_coarse_as_they_may_be(pixel: float) -> None:
+    """Over the same field and for the same images, whatever its size."""
+    model = ForwardModel(make_field((101, 143), pixel, 40.0), 300e3)
+    own, coarse = model.field, model.coarse.field
+    assert own.grid.pixel[0] <= coarse.grid.pixel[0] <= CHANGE_PIXEL_A
+    assert coarse.ratio == coarsest(pixel, CHANGE_PIXEL_A)
+    assert coarse.image_grid == own.image_grid and coarse.grid.extent == pytest.approx(own.grid.extent)
+    assert all(is_smooth(n) for n in coarse.grid.shape)
+    assert model.coarse.coarse is model.coarse
 
 
 def test_positions_and_pixels_invert_each_other() -> None:

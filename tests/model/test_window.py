@@ -93,6 +93,25 @@ def test_the_default_window_is_good_enough_to_rank_moves(island: Slab) -> None:
         assert np.vdot(found, expected) > 0.99 * np.linalg.norm(found) * np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize("name", ["BaO", "Ti", "O"])
+def test_changes_on_coarse_waves_are_those_on_fine_ones(name: str) -> None:
+    """Atoms within 1 % of the change and derivatives within 4 %; a derivative reaches higher frequencies."""
+    fine = slab(shape=(110, 110), pixel=0.105)
+    assert fine.model.coarse.field.grid.pixel > fine.model.field.grid.pixel
+    assert fine.model.coarse.field.image_grid == fine.model.field.image_grid
+    c = fine.nearest(name)
+    changes = [Tangent(0, 0), Tangent(0, 1), *(move_of(fine, c, *e) for e in [(1, 0), (0, 1), (1, 1)])]
+    a, b = (
+        WindowModel(model, fine.columns, fine.microscope, 10.0).respond(c, changes)
+        for model in (fine.model, fine.model.coarse)
+    )
+    shape = fine.model.field.image_grid.shape
+    for change, expected, found in zip(changes, a.change, b.change, strict=True):
+        whole = place(expected, a.row, a.col, shape)
+        apart = np.linalg.norm(place(found, b.row, b.col, shape) - whole)
+        assert apart < (0.04 if isinstance(change, Tangent) else 0.01) * np.linalg.norm(whole)
+
+
 @pytest.mark.parametrize(("name", "group"), [("BaO", 0), ("BaO", 1), ("Ti", 0), ("O", 0)])
 def test_tangents_match_finite_differences(island: Slab, window: WindowModel, name: str, group: int) -> None:
     c, h = island.nearest(name), 0.005

@@ -20,6 +20,7 @@ from qhrtem.model.microscope import INDEX, PARAMETERS, acting_on, parameter
 from qhrtem.model.window import Move, Response, SiteChange, Tangent, WindowModel
 from qhrtem.specimen.columns import ColumnModel
 from qhrtem.stages.bordered import Bordered
+from qhrtem.stages.normal_matrix import assemble
 from qhrtem.stages.objective import Bench, Misfit, State
 
 Floats = NDArray[np.float64]
@@ -192,8 +193,8 @@ def _of_image(
     probe: torch.Tensor | None,
 ) -> tuple[Bordered, Floats]:
     """Return normal matrix and gradients (1 + D, unknowns) of one image; state: as it alone has it."""
-    window = WindowModel(bench.model, state.columns, state.microscope)
-    image = window.image() + state.diffuse.at(state.microscope)
+    image = bench.image(state)
+    window = WindowModel(bench.model.coarse, state.columns, state.microscope)
     weight = misfit.weight(image).numpy()
     residual = (misfit.measured - image).numpy() * weight
     noise = () if probe is None else probe.numpy() * np.sqrt(weight)
@@ -205,7 +206,8 @@ def _of_image(
             blocks.append((asked.tasks[n][1], response))
             tick((n + 1) / len(asked.tasks))
     jacobian = bench.global_jacobian(state, imaging)
-    matrix, gradient = _assemble(jacobian, blocks, weight, pulls, len(asked.tangents), len(asked.moves))
+    unknowns = len(asked.tangents), len(asked.moves)
+    matrix, gradient = assemble(jacobian, blocks, weight, pulls, *unknowns, bench.workers)
     if EVEN in imaging:
         _curve(matrix.corner, gradient[0], imaging.index(EVEN), float(state.microscope.values[EVEN]))
     return matrix, gradient
@@ -228,84 +230,6 @@ def present_groups(columns: ColumnModel, c: int) -> list[int]:
     n = len(sites)
     present = {sites[s % n].group for s in range(int(columns.first[c]), int(columns.last[c]) + 1)}
     return sorted(present)
-
-
-def _assemble(
-    jacobian: NDArray[np.float32],
-    blocks: list[tuple[NDArray[np.int64], Response]],
-    weight: NDArray[np.float32],
-    pulls: NDArray[np.float32],
-    tangents: int,
-    moves: int,
-) -> tuple[Bordered, Floats]:
-    """Return the normal matrix and the gradients (K, unknowns) of weighted residuals (K, rows, cols)."""
-    p = len(jacobian)
-    border = np.zeros((p, tangents + moves))
-    gradient = np.zeros((len(pulls), p + tangents + moves))
-    flat = jacobian.reshape(p, weight.size)
-    corner = ((flat * weight.ravel()) @ flat.T).astype(np.float64)
-    for k, pull in enumerate(pulls):
-        gradient[k, :p] = flat @ pull.ravel()
-    rows, cols = weight.shape
-    placed = []
-    for code, response in blocks:
-        index = np.where(code >= 0, code, tangents - 1 - code)
-        n = response.change.shape[-1]
-        r, c = np.arange(response.row, response.row + n), np.arange(response.col, response.col + n)
-        r_in, c_in = np.flatnonzero((r >= 0) & (r < rows)), np.flatnonzero((c >= 0) & (c < cols))
-        if not len(r_in) or not len(c_in):
-            continue
-        change = response.change[:, r_in[0] : r_in[-1] + 1, c_in[0] : c_in[-1] + 1]
-        r0, c0 = response.row + r_in[0], response.col + c_in[0]
-        area = (slice(r0, r0 + len(r_in)), slice(c0, c0 + len(c_in)))
-        weighted = change * weight[area]
-        for k, pull in enumerate(pulls):
-            gradient[k, p + index] = change.reshape(len(index), -1) @ pull[area].ravel()
-        if p:
-            border[:, index] = (
-                weighted.reshape(len(index), -1) @ jacobian[(slice(None), *area)].reshape(p, -1).T
-            ).T
-        placed.append(_Placed(index, r0, c0, change, weighted))
-    return Bordered(corner, border, _overlaps(placed, tangents + moves)), gradient
-
-
-@dataclass(frozen=True)
-class _Placed:
-    """The image changes by one column where the image has them."""
-
-    index: NDArray[np.int64]  # (K,) unknowns, counted without the imaging parameters
-    row: int
-    col: int
-    change: NDArray[np.float32]  # (K, rows, cols)
-    weighted: NDArray[np.float32]  # the same over the variance
-
-
-def _overlaps(placed: list[_Placed], size: int) -> sparse.csc_array:
-    """Return the normal matrix (size, size) of columns whose windows overlap."""
-    placed = sorted(placed, key=lambda b: b.row)
-    parts: list[tuple[NDArray[np.int64], NDArray[np.int64], Floats]] = []
-    for n, a in enumerate(placed):
-        rows, cols = a.change.shape[1:]
-        for b in placed[n:]:
-            if b.row >= a.row + rows:
-                break
-            r0, c0 = max(a.row, b.row), max(a.col, b.col)
-            r1 = min(a.row + rows, b.row + b.change.shape[1])
-            c1 = min(a.col + cols, b.col + b.change.shape[2])
-            if r1 <= r0 or c1 <= c0:
-                continue
-            left = a.weighted[:, r0 - a.row : r1 - a.row, c0 - a.col : c1 - a.col].reshape(len(a.index), -1)
-            right = b.change[:, r0 - b.row : r1 - b.row, c0 - b.col : c1 - b.col].reshape(len(b.index), -1)
-            product = (left @ right.T).astype(np.float64)
-            i, j = np.meshgrid(a.index, b.index, indexing="ij")
-            parts.append((i.ravel(), j.ravel(), product.ravel()))
-            if a is not b:
-                parts.append((j.ravel(), i.ravel(), product.ravel()))
-    if not parts:
-        return sparse.csc_array((size, size))
-    i, j, value = (np.concatenate(part) for part in zip(*parts, strict=True))
-    matrix = sparse.csc_array((value, (i, j)), shape=(size, size))
-    return sparse.csc_array((matrix + matrix.T) / 2)
 
 
 def prior_normal(

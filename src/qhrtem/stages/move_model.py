@@ -18,6 +18,7 @@ from qhrtem.specimen.columns import ColumnModel
 from qhrtem.stages.bordered import RIDGE, Factor, within
 from qhrtem.stages.joint import GROUP_SIGMA_A, IDEAL_SIGMA_A
 from qhrtem.stages.linearise import EndMove, Quadratic, prior_normal
+from qhrtem.stages.normal_matrix import gathered
 from qhrtem.stages.objective import State
 
 Floats = NDArray[np.float64]
@@ -128,10 +129,13 @@ def _among_neighbours(
     moves = sparse.csc_array(quadratic.matrix.local[t:, t:])
     rows = sparse.csr_array(cross)
     column = np.array([move.column for move in quadratic.moves], dtype=np.int64)
-    follow: list[tuple[Ints, Ints, Floats]] = []
-    near: list[tuple[Ints, Ints, Floats]] = []
+    every: list[Ints] = []
+    follow: list[list[tuple[Ints, Floats]]] = []
+    near: list[list[tuple[Ints, Floats]]] = []
     for c in np.unique(column):
         own = np.flatnonzero(column == c)
+        every.append(own)
+        follow.append([])
         beside = np.unique(moves[:, own].indices).astype(np.int64)
         block = moves[:, own].toarray()[beside]
         around = np.unique(cross[:, own].indices).astype(np.int64)
@@ -140,17 +144,10 @@ def _among_neighbours(
             among[np.diag_indices(len(around))] += RIDGE
             answer = linalg.solve(among, cross[:, own].toarray()[around], assume_a="pos")
             block = block - rows[around].toarray()[:, beside].T @ answer
-            follow.append((np.repeat(around, len(own)), np.tile(own, len(around)), answer.ravel()))
-        near.append((np.repeat(beside, len(own)), np.tile(own, len(beside)), block.ravel()))
-    g = _gathered(near, (m, m))
-    return sparse.csc_array(_gathered(follow, (t, m))), sparse.csr_array((g + g.T) / 2)
-
-
-def _gathered(parts: list[tuple[Ints, Ints, Floats]], shape: tuple[int, int]) -> sparse.csr_array:
-    if not parts:
-        return sparse.csr_array(shape)
-    i, j, value = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return sparse.csr_array((value, (i, j)), shape=shape)
+            follow[-1].append((around, answer.T))
+        near.append([(beside, block.T)])
+    g = gathered(every, near, (m, m))
+    return gathered(every, follow, (t, m)), sparse.csr_array((g + g.T) / 2)
 
 
 def _options(columns: ColumnModel, moves: list[EndMove]) -> list[Options]:

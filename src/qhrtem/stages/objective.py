@@ -16,7 +16,7 @@ from torch import Tensor
 from qhrtem.model.diffuse import Diffuse
 from qhrtem.model.forward import RECORDING, Field, ForwardModel, thermal_of
 from qhrtem.model.micrograph import Micrograph
-from qhrtem.model.microscope import PARAMETERS, SPECIMEN, Microscope
+from qhrtem.model.microscope import INDEX, PARAMETERS, SPECIMEN, Microscope
 from qhrtem.model.window import Move, Response, Tangent, WindowModel
 from qhrtem.specimen.columns import ColumnModel
 
@@ -242,25 +242,34 @@ class Bench:
 
     def _derivatives_of(self, state: State, index: list[int]) -> dict[int, Tensor]:
         """Return rows of `global_jacobian` by imaging parameter, simulated at a state."""
-        wave = self._exit_wave(state)
-        sharp = self.model.sharp_of(*wave, state.microscope)
-        for m in (*(m for i in index for m, _ in _around(state.microscope, i)), state.microscope):
-            # Kernels of all thermal states are made here in turn, for threads to find.
-            self.model.kernels(state.columns, thermal_of(m))
+        model = self.model.coarse
+        wave = model.exit_spectrum(state.columns, state.microscope)
+        sharp = model.sharp_of(*wave, state.microscope)
+        for i in index:
+            for m, _ in _around(state.microscope, i):
+                # Kernels of all thermal states are made here in turn, for threads to find.
+                self._sampled_for(i).kernels(state.columns, thermal_of(m))
         with ThreadPoolExecutor(self.workers) as pool:
             found = pool.map(partial(self._derivative, state, wave, sharp), index)
             return dict(zip(index, found, strict=True))
 
+    def _sampled_for(self, i: int) -> ForwardModel:
+        """Return the model for the derivative by imaging parameter i.
+
+        Debye–Waller factors act most on the highest frequencies, which coarse waves leave out.
+        """
+        return self.model if i == INDEX["b_scale"] else self.model.coarse
+
     def _derivative(self, state: State, wave: tuple[Tensor, float], sharp: Tensor, i: int) -> Tensor:
         """Return one row of `global_jacobian`; wave: exit wave, sharp: what the lens makes of it."""
-        images, at = [], []
+        model, images, at = self._sampled_for(i), [], []
         for m, value in _around(state.microscope, i):
             if PARAMETERS[i].name in RECORDING:
-                image = self.model.detect(sharp, self.model.response(m))
+                image = model.detect(sharp, model.response(m))
             elif PARAMETERS[i].structural:
-                image = self.model.image(state.columns, m)
+                image = model.image(state.columns, m)
             else:
-                image = self.model.image_of(*wave, m)
+                image = model.image_of(*wave, m)
             images.append(image + state.diffuse.at(m))
             at.append(value)
         return (images[0] - images[1]) * (PARAMETERS[i].step / (at[0] - at[1]))
