@@ -77,10 +77,10 @@ def _piece(area: float, pixel: float, projection: Projection) -> tuple[int, floa
     moves = cells * sum(m for _, m in a_cell)
     window = (USED_A / pixel) ** 2
     responses = 2 * 4 * window * (positions + moves)  # single precision, plain and weighted
-    # Unknowns meet where their windows overlap; while the sparse matrix is put together an entry is held as
-    # two indices and a value three times. The covariance of the positions is dense.
+    # Unknowns meet where their windows overlap; while the moves are brought to depend on each other alone, an
+    # entry of the sparse matrix, a value and an index, is held three times. That of the positions is dense.
     together = (positions + moves) * min(1.0, (2 * USED_A) ** 2 / area)
-    matrix = 72 * (positions + moves) * together + 24 * positions**2
+    matrix = 36 * (positions + moves) * together + 24 * positions**2
     scale = max(1.0, pixel / 0.09) ** 2  # waves are sampled at 0.09 Å or finer
     image = area / pixel**2
     waves = 8 * image * scale * (2 * SLICES + 20) + 4 * image * IMAGING
@@ -88,9 +88,9 @@ def _piece(area: float, pixel: float, projection: Projection) -> tuple[int, floa
 
 
 def _unknowns(sites: int, groups: int) -> tuple[int, int]:
-    """Position unknowns and end moves of one column."""
+    """Position unknowns and moves of one column: of either end by up to its reach, and slides."""
     reach = REACH if sites > 1 else 1
-    return 2 * groups, 4 * reach
+    return 2 * groups, 4 * reach + 2 * reach**2
 
 
 def transform_seconds() -> float:

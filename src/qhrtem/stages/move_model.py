@@ -146,8 +146,10 @@ def _among_neighbours(
             block = block - rows[around].toarray()[:, beside].T @ answer
             follow[-1].append((around, answer.T))
         near.append([(beside, block.T)])
-    g = gathered(every, near, (m, m))
-    return gathered(every, follow, (t, m)), sparse.csr_array((g + g.T) / 2)
+    answers = gathered(every, near, (m, m))
+    both = sparse.csc_array(answers + answers.T)
+    both.data /= 2
+    return gathered(every, follow, (t, m)), both.T  # symmetric: its own columns are its rows
 
 
 def _options(columns: ColumnModel, moves: list[EndMove]) -> list[Options]:
