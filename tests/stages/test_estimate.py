@@ -35,3 +35,5 @@ def test_the_demo_needs_little_and_larger_fields_more():
     assert sizes[0].seconds < sizes[1].seconds < sizes[2].seconds
     slower = estimate((268, 268), 0.112, BTO, transform=5e-3)
     assert slower.seconds == pytest.approx(2 * sizes[1].seconds)
+    assert slower.on(1) == pytest.approx(slower.seconds)
+    assert slower.seconds / 2 < slower.on(2) < slower.on(1)

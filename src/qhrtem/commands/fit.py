@@ -174,7 +174,7 @@ def announce(plan: Plan, raw: RawImage, crystal: Crystal) -> None:
         return  # nothing is known of the size of the field before the lattice is found
     needs = estimate(shape, mean_pitch(stated), projection, transform_seconds())
     # The first rounds see the first image alone; the others cost what it costs.
-    seconds = needs.seconds * (1 + len(raw.also)) / cores()
+    seconds = needs.on(cores()) * (1 + len(raw.also))
     free, minutes = free_memory(), seconds / 60
     words = f"at most {needs.columns} columns with the margin, {in_words(needs.memory)} of memory"
     if needs.memory > free:

@@ -27,6 +27,7 @@ SLICES = 40  # thickness assumed for waves, which is not known yet: about 6 nm
 IMAGING = 25  # unknowns of the lens
 SECONDS_A_COLUMN = 1.0  # processor time of a whole fit for a column of the padded field, measured
 SECONDS_ALWAYS = 20.0
+ALONE = 0.6  # share of that time that more cores do not shorten, measured on two
 USUAL_SPREAD_A = 1.0  # delocalisation of a well-tuned lens, by which tiles overlap more
 REFERENCE_TRANSFORM = 2.5e-3  # seconds of an FFT pair on 512² complex64 where these were measured
 
@@ -39,6 +40,10 @@ class Estimate:
     unknowns: int  # of one round of count moves
     memory: float  # bytes
     seconds: float  # of one core
+
+    def on(self, cores: int) -> float:
+        """Return how many seconds the fit will take on some cores."""
+        return self.seconds * (ALONE + (1 - ALONE) / cores)
 
 
 def estimate(
