@@ -6,7 +6,7 @@
 A wedge of BaTiO3 along [110], 2.5 nm thick and rising, tilted by 1 mrad, 2·10⁴ e/Å², made by the own
 simulator with some frozen-phonon configurations. Columns are scored 6 Å inside the image; "at seams":
 those within 3 Å of the border between two tiles. Memory is the largest that any process of the fit ever
-held. Other programs were running.
+held. Times include other work on the machine.
 """
 
 from __future__ import annotations

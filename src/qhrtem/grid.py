@@ -14,10 +14,12 @@ class Beams(Protocol):
     """Where spectra are sampled, as much as propagators, aberrations and tapers need of it."""
 
     @property
+    @abstractmethod
     def device(self) -> str:
         """Device of all tensors."""
 
     @property
+    @abstractmethod
     def complex_dtype(self) -> torch.dtype:
         """Type of waves."""
 

@@ -31,8 +31,8 @@ from qhrtem.specimen.columns import AtomList, ColumnModel
 
 # Coarsest sampling of the waves: at 0.09 Å the image of 4.5 nm BaTiO3 [110] is converged to 0.04 % rms.
 WAVE_PIXEL_A = 0.09
-# The same where only changes of an image are wanted: at 0.105 Å one atom more is within 0.1 % of finer waves,
-# a derivative by position within 1 to 3 %, and what either adds to the image is a few per cent of that.
+# The same where only changes of an image are wanted: at 0.105 Å what one atom more does is within about 0.1 %
+# of that on waves of half the pitch, a derivative by position within 1 to 3 %.
 CHANGE_PIXEL_A = 0.11
 KERNELS_KEPT = 5  # thermal states: the present one, and either side of it in two parameters
 MARGIN_A = 6.0  # simulated beyond the image, so that neighbours outside and wrap-around do not show

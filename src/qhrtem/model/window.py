@@ -132,10 +132,6 @@ class WindowModel:
         self.frequencies = self.grid.frequencies()
         self.mask = _radial_mask(self.size - 2 * self.guard).to(field.device)
 
-    def image(self) -> Tensor:
-        """Return the image of the reference structure on the image grid."""
-        return self.model.image_of(self.spectrum, self.exit_z, self.microscope)
-
     def _corner(self, position: np.ndarray) -> tuple[int, int]:
         """First image pixel of the window around a position, one that is also a whole wave pixel."""
         down = self.model.field.ratio[1]

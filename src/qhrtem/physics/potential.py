@@ -68,7 +68,7 @@ def soft_band_limit(g: Tensor, grid: Beams) -> Tensor:
 def nyquist_taper(g: Tensor, grid: Beams) -> Tensor:
     """Return Dr. Probe's taper ½ - ½ tanh(30(g/g_N - 0.9)), g_N the smaller Nyquist frequency.
 
-    For transmission functions that are cut at the band limit afterwards (`multislice.band_limited`).
+    For rigid atoms, which scatter beyond the band limit: what the soft taper takes from them is missed.
     """
     return 0.5 - 0.5 * torch.tanh(30 * (g / (1.5 * grid.band_limit()) - 0.9))
 
