@@ -14,10 +14,8 @@ from hypothesis import strategies as st
 from qhrtem.errors import InputError
 from qhrtem.grid import fft2, ifft2, irfft2, is_smooth, rfft2
 from qhrtem.model.forward import (
-    CHANGE_PIXEL_A,
     KERNELS_KEPT,
     RECORDING,
-    WAVE_PIXEL_A,
     ForwardModel,
     coarsest,
     make_field,
@@ -25,6 +23,7 @@ from qhrtem.model.forward import (
     thermal_of,
 )
 from qhrtem.model.microscope import PARAMETERS
+from qhrtem.model.sampling import Sampling
 from qhrtem.physics.detector import add_noise, half_frequencies
 from qhrtem.physics.multislice import exit_wave, transmission
 from qhrtem.physics.potential import Thermal
@@ -41,7 +40,7 @@ def island() -> Slab:
 def test_fields_hold_the_image_and_its_margin(pixel: float, rows: int, cols: int) -> None:
     field = make_field((rows, cols), pixel, 40.0, margin=3.0)
     assert field.grid.extent == pytest.approx(field.image_grid.extent)
-    assert field.grid.pixel[0] <= WAVE_PIXEL_A
+    assert field.grid.pixel[0] <= Sampling.wave
     assert field.grid.pixel[0] == pytest.approx(pixel * field.ratio[1] / field.ratio[0])
     for n, recorded, pad in zip(field.image_grid.shape, (rows, cols), field.pad, strict=True):
         assert n - recorded >= 2 * 3.0 / pixel and pad * pixel >= 3.0
@@ -71,8 +70,8 @@ def test_changes_are_simulated_on_waves_as_coarse_as_they_may_be(pixel: float) -
     """Over the same field and for the same images, whatever its size."""
     model = ForwardModel(make_field((101, 143), pixel, 40.0), 300e3)
     own, coarse = model.field, model.coarse.field
-    assert own.grid.pixel[0] <= coarse.grid.pixel[0] <= CHANGE_PIXEL_A
-    assert coarse.ratio == coarsest(pixel, CHANGE_PIXEL_A)
+    assert own.grid.pixel[0] <= coarse.grid.pixel[0] <= Sampling.change
+    assert coarse.ratio == coarsest(pixel, Sampling.change)
     assert coarse.image_grid == own.image_grid and coarse.grid.extent == pytest.approx(own.grid.extent)
     assert all(is_smooth(n) for n in coarse.grid.shape)
     assert model.coarse.coarse is model.coarse

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import runpy
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,30 @@ def test_identical_slices_are_computed_once() -> None:
     assert model.order == (0, 1, 0, 1, 0, 1) and len(model.gratings()) == 2
     shaken = displaced(cell, np.random.default_rng(0))
     assert len(SupercellModel(shaken, equal_slices(cell, 6), GRID, 300e3).gratings()) == 6
+
+
+def test_a_transmission_function_is_held_from_its_first_use_to_its_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Slices that all differ are never held together, those that repeat are computed once."""
+    cell = repeat(cell_of((0.5, 2.9)), 1, 1, 3)
+    shaken = displaced(cell, np.random.default_rng(0))
+    made: list[weakref.ref[torch.Tensor]] = []
+    held = []
+    compute = SupercellModel.gratings
+
+    def watched(self: SupercellModel, only: slice = slice(None)) -> torch.Tensor:
+        out = compute(self, only).clone()
+        made.append(weakref.ref(out))
+        held.append(sum(r() is not None for r in made))
+        return out
+
+    monkeypatch.setattr(SupercellModel, "gratings", watched)
+    for specimen, computed, most in ((shaken, 6, 2), (cell, 2, 2)):
+        made.clear()
+        held.clear()
+        SupercellModel(specimen, equal_slices(cell, 6), GRID, 300e3).exit_wave()
+        assert len(made) == computed and max(held) <= most
 
 
 def test_all_thicknesses_come_from_one_pass() -> None:

@@ -40,7 +40,7 @@ def job(island: Slab) -> Job:
     vectors, pixel = island.columns.projection.vectors, field.detector_pixel
     lattice = Lattice(island.columns.frame / pixel, vectors, pixel, 0.0, 0.0, 100.0, everywhere)
     start = Start(field, island.columns, island.microscope, np.arange(len(island.columns)) % 3 > 0)
-    return Job("tile 4", 7, start, Micrograph(image, everywhere, pixel, 2e4, 1e-4, 0.002), lattice)
+    return Job("tile 4", 7, start, Micrograph(image, everywhere, pixel, 2e4, 1e-4, 0.002), lattice, False)
 
 
 def test_a_job_means_the_same_fit_elsewhere(job: Job) -> None:
@@ -48,6 +48,7 @@ def test_a_job_means_the_same_fit_elsewhere(job: Job) -> None:
     again = JobForm().load(from_bytes(data))
     assert to_bytes(JobForm().save(again)) == data
     assert again.start.field == job.start.field and (again.name, again.seed) == ("tile 4", 7)
+    assert not again.thickness_open
     state = State(job.start.columns, job.start.microscope)
     other = State(again.start.columns, again.start.microscope)
     with torch.inference_mode():

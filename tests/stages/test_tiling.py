@@ -14,8 +14,10 @@ import slabs
 from qhrtem.calibrate.lattice import Lattice
 from qhrtem.model.forward import ForwardModel
 from qhrtem.model.micrograph import Micrograph
+from qhrtem.stages.objective import State
 from qhrtem.stages.start import Start
-from qhrtem.stages.tiling import Piece, cut, piece_of, pilot
+from qhrtem.stages.tile import Settled
+from qhrtem.stages.tiling import Piece, at_odds, cut, piece_of, pilot
 from slabs import Slab
 
 PIXEL_A = 0.18
@@ -86,3 +88,28 @@ def test_the_first_tile_is_one_with_many_thin_columns(pieces: list[Piece]) -> No
         start = replace(piece.job.start, columns=columns.with_ends(columns.first, last))
         thicker.append(replace(piece, job=replace(piece.job, start=start)))
     assert pilot(thicker) == 2
+
+
+def test_tiles_that_find_shared_columns_thicker_than_a_neighbour_are_told(pieces: list[Piece]) -> None:
+    """A period in every column shows; an atom here and there does not."""
+
+    def settled(piece: Piece, periods: int, every: int = 1) -> tuple[Piece, Settled]:
+        columns = piece.job.start.columns
+        sites = np.array([len(k.sites) for k in columns.projection.kinds])[columns.kind]
+        chosen = columns.occupied & (np.arange(len(columns)) % every == 0)
+        last = columns.last + np.where(chosen, periods * sites, 0)
+        state = State(columns.with_ends(columns.first, last), piece.job.start.microscope)
+        return piece, Settled(state, np.eye(1), (), {})
+
+    assert at_odds([settled(p, 0) for p in pieces]) == []
+    assert at_odds([settled(p, int(n == 1), every=3) for n, p in enumerate(pieces)]) == []
+    assert at_odds([settled(p, 1) for p in pieces]) == []
+    odd = at_odds([settled(p, int(n == 1)) for n, p in enumerate(pieces)])
+    assert 1 in odd and len(odd) > 1
+
+
+def test_a_tile_may_be_told_that_its_thickness_is_known(pieces: list[Piece]) -> None:
+    assert pieces[0].job.thickness_open
+    known = pieces[0].with_thickness(False)
+    assert not known.job.thickness_open and known.with_thickness(True).job.thickness_open
+    assert known.tile == pieces[0].tile and known.job.start is pieces[0].job.start

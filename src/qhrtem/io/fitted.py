@@ -93,6 +93,7 @@ def write_fitted(file: h5py.File, fitted: Fitted | None) -> None:
     put(group, "field/reference_z", field.reference_z, "angstrom")
     if field.pivot_z is not None:
         put(group, "field/pivot_z", field.pivot_z, "angstrom")
+    put(group, "field/change_pixel", field.change_pixel, "angstrom")
     put(group, "field/foci", field.foci, "1")
     group["field"].attrs["table"] = field.table
     group["field"].attrs["dtype"] = str(field.grid.dtype).removeprefix("torch.")
@@ -123,6 +124,7 @@ def read_fitted(file: h5py.File) -> Fitted | None:
         foci=int(f["foci"][()]),
         table=str(f.attrs["table"]),
         pivot_z=float(f["pivot_z"][()]) if "pivot_z" in f else None,
+        **({"change_pixel": float(f["change_pixel"][()])} if "change_pixel" in f else {}),
     )
     bend = group["bend"][()] if "bend" in group else None
     return Fitted(columns, group["claimed"][()], _read_microscope(group), field, group["diffuse"][()], bend)

@@ -17,6 +17,7 @@ from torch import Tensor
 from qhrtem.errors import InputError
 from qhrtem.grid import Grid, fft2, irfft2, is_smooth, resample_half, rfft2
 from qhrtem.model.microscope import Imaging, Microscope
+from qhrtem.model.sampling import COARSEST, Sampling
 from qhrtem.physics.coherence import (
     Transfer,
     focal_transfer,
@@ -29,11 +30,6 @@ from qhrtem.physics.multislice import all_waves, exit_wave, propagator, transmis
 from qhrtem.physics.potential import PhaseKernels, Species, Thermal
 from qhrtem.specimen.columns import AtomList, ColumnModel
 
-# Coarsest sampling of the waves: at 0.09 Å the image of 4.5 nm BaTiO3 [110] is converged to 0.04 % rms.
-WAVE_PIXEL_A = 0.09
-# The same where only changes of an image are wanted: at 0.105 Å what one atom more does is within about 0.1 %
-# of that on waves of half the pitch, a derivative by position within 1 to 3 %.
-CHANGE_PIXEL_A = 0.11
 KERNELS_KEPT = 5  # thermal states: the present one, and either side of it in two parameters
 MARGIN_A = 6.0  # simulated beyond the image, so that neighbours outside and wrap-around do not show
 # Imaging parameters that act behind the lens, on its intensity alone (`ForwardModel.response`).
@@ -74,6 +70,12 @@ class Field:
     foci: int = 7
     table: str = "lobato"
     pivot_z: float | None = None  # Å, where the mistilt leaves columns in place; the reference plane if None
+    change_pixel: float = COARSEST.change  # Å, coarsest sampling where only changes of an image are wanted
+
+    @property
+    def sampling(self) -> Sampling:
+        """How coarsely its waves are sampled."""
+        return Sampling(self.grid.pixel[0], self.change_pixel)
 
     @property
     def pivot(self) -> float:
@@ -118,22 +120,30 @@ def make_field(
     margin: float = MARGIN_A,
     dtype: torch.dtype = torch.float32,
     pivot_z: float | None = None,
+    sampling: Sampling = COARSEST,
 ) -> Field:
-    """Return the field around an image of `image_shape` pixels with pitch `pixel` (Å)."""
+    """Return the field around an image of `image_shape` pixels with pitch `pixel` (Å).
+
+    sampling: coarsest that serves the crystal (`sampling.sampling_of`), by default one of light atoms.
+    """
     if not 0.01 <= pixel <= 0.5:
         raise InputError(
             f"pixel size must be within 0.01 to 0.5 Å for atomic columns, got {pixel:g} Å; "
             "was it given in nm?"
         )
-    up, down = coarsest(pixel, WAVE_PIXEL_A)
+    up, down = coarsest(pixel, sampling.wave)
     pad = math.ceil(margin / pixel)
-    whole = math.lcm(down, coarsest(pixel, CHANGE_PIXEL_A)[1])
+    whole = math.lcm(down, coarsest(pixel, sampling.change)[1])
     sizes = [paired_size(n + 2 * pad, up * whole // down, whole) for n in image_shape]
     wave = Grid(
         (sizes[0] * up // down, sizes[1] * up // down), (pixel * down / up, pixel * down / up), device, dtype
     )
     image = Grid((sizes[0], sizes[1]), (pixel, pixel), device, dtype)
-    return Field(wave, image, image_shape, (pad, pad), (up, down), reference_z, pivot_z=pivot_z)
+    return Field(
+        *(wave, image, image_shape, (pad, pad), (up, down), reference_z),
+        pivot_z=pivot_z,
+        change_pixel=sampling.change,
+    )
 
 
 def coarsest(pixel: float, wave_pixel: float) -> tuple[int, int]:
@@ -194,7 +204,7 @@ class ForwardModel:
     @cached_property
     def coarse(self) -> ForwardModel:
         """The same model with waves sampled as coarsely as changes of an image allow, and no finer."""
-        field = resampled(self.field, CHANGE_PIXEL_A)
+        field = resampled(self.field, self.field.change_pixel)
         return self if field.grid.pixel <= self.field.grid.pixel else ForwardModel(field, self.energy)
 
     def kernels(self, columns: ColumnModel, thermal: Thermal) -> PhaseKernels:

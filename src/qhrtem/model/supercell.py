@@ -135,9 +135,9 @@ class SupercellModel:
         """Which of the distinct slices each slice of the cell is, in beam order."""
         return self._contents[1]
 
-    def phases(self) -> Tensor:
-        """Return the phase σV (rad) of the distinct slices, (U, rows, columns)."""
-        distinct, device = self._contents[0], self.grid.device
+    def phases(self, only: slice = slice(None)) -> Tensor:
+        """Return the phase σV (rad) of the distinct slices, or of some of them, (U, rows, columns)."""
+        distinct, device = self._contents[0][only], self.grid.device
         pick = np.concatenate(distinct)
         owner = np.repeat(np.arange(len(distinct)), [len(a) for a in distinct])
         return self.kernels.phases(
@@ -148,9 +148,9 @@ class SupercellModel:
             len(distinct),
         )
 
-    def gratings(self) -> Tensor:
-        """Return the transmission functions of the distinct slices, (U, rows, columns), complex."""
-        functions = transmission(self.phases()).to(self.grid.complex_dtype)
+    def gratings(self, only: slice = slice(None)) -> Tensor:
+        """Return the transmission functions of the distinct slices, or some, (U, rows, columns), complex."""
+        functions = transmission(self.phases(only)).to(self.grid.complex_dtype)
         return band_limited(functions, self.grid) if self.band_limit == "transmission" else functions
 
     def exit_waves(
@@ -158,21 +158,27 @@ class SupercellModel:
     ) -> Tensor:
         """Return the waves behind so many repeats of the cell along the beam, (len(repeats), rows, columns).
 
-        One pass yields all of them. mistilt: (x, y) in rad, as in `multislice.propagator`; wave: incident
-        wave, default the unit plane wave. Raises `PlanError` for repeats below 0.
+        One pass yields all of them; it holds a transmission function from its first use to its last.
+        mistilt: (x, y) in rad, as in `multislice.propagator`; wave: incident wave, default the unit plane
+        wave. Raises `PlanError` for repeats below 0.
         """
         if not len(repeats) or min(repeats) < 0:
             raise PlanError(f"repeats along the beam must be at least 0, got {list(repeats)}")
-        gratings = self.gratings()
         steps = {
             float(dz): propagator(self.grid, float(dz), self.energy, mistilt, self.propagation)
             for dz in set(self.slicing.thickness.tolist())
         }
-        psi = torch.ones_like(gratings[0]) if wave is None else wave
-        behind = {0: psi}
+        grid = self.grid
+        psi = torch.ones(grid.shape, dtype=grid.complex_dtype, device=grid.device) if wave is None else wave
+        behind, gratings = {0: psi}, dict[int, Tensor]()
+        last = {u: j for j, u in enumerate(self.order)}
         for n in range(1, max(repeats) + 1):
-            for u, dz in zip(self.order, self.slicing.thickness.tolist(), strict=True):
+            for j, (u, dz) in enumerate(zip(self.order, self.slicing.thickness.tolist(), strict=True)):
+                if u not in gratings:
+                    gratings[u] = self.gratings(slice(u, u + 1))[0]
                 psi = transmit_propagate(psi, gratings[u], steps[dz])
+                if n == max(repeats) and j == last[u]:
+                    del gratings[u]
             if n in repeats:
                 behind[n] = psi
         return torch.stack([behind[n] for n in repeats])

@@ -17,6 +17,7 @@ from qhrtem.grid import Grid, irfft2, rfft2
 from qhrtem.io.twin import read_twin
 from qhrtem.model.forward import MARGIN_A, Field, ForwardModel, make_field
 from qhrtem.model.microscope import PARAMETERS, Microscope, nominal
+from qhrtem.model.sampling import sampling_of
 from qhrtem.model.tiles import tiled_image
 from qhrtem.model.twin import Fitted, Twin
 from qhrtem.physics.detector import half_frequencies
@@ -197,7 +198,8 @@ def job_of_twin(twin: Twin, plan: Plan, microscope: Microscope, refine: int, mod
     plane = projection.plane
     rows, cols = twin.match.measured.shape
     margin = MARGIN_A + min(microscope.delocalisation(), FARTHEST_A)
-    field = make_field((rows, cols), twin.pixel_size_A, 0.0, margin=margin)
+    sampling = sampling_of(projection, microscope.energy)
+    field = make_field((rows, cols), twin.pixel_size_A, 0.0, margin=margin, sampling=sampling)
     field = replace(field, grid=finer(field.grid, refine), ratio=(field.ratio[0] * refine, field.ratio[1]))
     place = field.to_field(atoms.position_A[:, 1::-1] / twin.pixel_size_A)
     extent = np.array(field.grid.extent)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from qhrtem.model.diffuse import frozen_phonon_image
 from qhrtem.model.forward import Field, ForwardModel
 from qhrtem.model.microscope import Microscope
+from qhrtem.model.sampling import sampling_of
 from qhrtem.model.twin import ColumnTable
 from qhrtem.plan import Plan, SimulatePlan
 from qhrtem.simulate.phantom import Detector, Parameters, planned_detector, planned_lens
@@ -100,7 +101,8 @@ def make_evolution(plan: Plan, crystal: Crystal, script: Script, drift: Floats, 
     detector = planned_detector(plan.image, asked, pixel, note, "plan")
     spread = microscope.delocalisation()
     projection = project(crystal, plan.structure.zone_axis)
-    small = make_specimen(asked, projection, pixel, spread)
+    sampling = sampling_of(projection, microscope.energy)
+    small = make_specimen(asked, projection, pixel, spread, sampling=sampling)
     reach = float(np.abs(drift).max(initial=0.0)) / 10
     width, height = asked.field_nm
     vacuum = asked.vacuum_nm
@@ -110,7 +112,7 @@ def make_evolution(plan: Plan, crystal: Crystal, script: Script, drift: Floats, 
             "vacuum_nm": None if vacuum is None else vacuum + reach,
         }
     )
-    large = make_specimen(wider, projection, pixel, spread)
+    large = make_specimen(wider, projection, pixel, spread, sampling=sampling)
     offset = large.field.to_field(np.full(2, round(10 * reach / pixel))) - small.field.to_field(np.zeros(2))
     whole = replace(large.columns, anchor=large.columns.anchor - offset)
     seed = plan.run.seed if asked.seed is None else asked.seed

@@ -15,6 +15,7 @@ from torch import Tensor
 from qhrtem.engines.protocol import Engine, Job, simulate
 from qhrtem.model.forward import ForwardModel
 from qhrtem.model.microscope import PARAMETERS, Microscope, nominal
+from qhrtem.model.sampling import sampling_of
 from qhrtem.model.twin import ColumnTable
 from qhrtem.physics.detector import add_noise
 from qhrtem.physics.potential import Thermal
@@ -121,7 +122,8 @@ def make_phantom(
     projection = project(crystal, plan.structure.zone_axis)
     count = asked.phonon_configurations
     spread = microscope.delocalisation()
-    specimen = make_specimen(asked, projection, pixel, spread, PHONON_REFINEMENT if count else 1)
+    refine, sampling = PHONON_REFINEMENT if count else 1, sampling_of(projection, microscope.energy)
+    specimen = make_specimen(asked, projection, pixel, spread, refine, sampling)
     _note_shape(asked, specimen, note)
     detector = planned_detector(plan.image, asked, pixel, note, origin["dose_e_per_A2"])
     job = job_of(specimen, microscope, asked)

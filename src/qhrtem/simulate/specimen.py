@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from qhrtem.grid import Grid
 from qhrtem.model.forward import MARGIN_A, Field, make_field
+from qhrtem.model.sampling import COARSEST, Sampling
 from qhrtem.model.twin import ColumnTable
 from qhrtem.plan import SimulatePlan
 from qhrtem.specimen.columns import ColumnModel, lattice_columns
@@ -37,16 +38,22 @@ class Specimen:
 
 
 def make_specimen(
-    plan: SimulatePlan, projection: Projection, pixel: float, spread: float, refine: int = 1
+    plan: SimulatePlan,
+    projection: Projection,
+    pixel: float,
+    spread: float,
+    refine: int = 1,
+    sampling: Sampling = COARSEST,
 ) -> Specimen:
     """Return the specimen that a plan describes; the vacuum of an edge or wedge is on the left.
 
-    pixel: Å; spread: how far the lens carries detail, Å; refine: how many times finer waves are sampled than
-    a coherent image needs. Both faces of a specimen are symmetric about a plane, to one atomic layer.
+    pixel: Å; spread: how far the lens carries detail, Å; sampling: of waves for a coherent image; refine: how
+    many times finer they are here. Both faces of a specimen are symmetric about a plane, to one atomic layer.
     """
     width, height = (10 * v for v in plan.field_nm)
     shape = (round(height / pixel), round(width / pixel))
-    field = make_field(shape, pixel, 0.0, margin=MARGIN_A + min(spread, FARTHEST_A))
+    margin = MARGIN_A + min(spread, FARTHEST_A)
+    field = make_field(shape, pixel, 0.0, margin=margin, sampling=sampling)
     field = replace(field, grid=finer(field.grid, refine), ratio=(field.ratio[0] * refine, field.ratio[1]))
     turn = math.radians(plan.rotation_deg)
     s, c = math.sin(turn), math.cos(turn)

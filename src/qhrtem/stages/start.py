@@ -14,6 +14,7 @@ from qhrtem.calibrate.lattice import Lattice
 from qhrtem.model.forward import MARGIN_A, Field, make_field
 from qhrtem.model.micrograph import Micrograph, RawImage
 from qhrtem.model.microscope import INDEX, Microscope, nominal
+from qhrtem.model.sampling import sampling_of
 from qhrtem.plan import MtfFormula, Plan
 from qhrtem.specimen.columns import ColumnModel, lattice_columns
 from qhrtem.specimen.crystal import Projection
@@ -104,7 +105,9 @@ def start_field(
     reference = MID_PLANE_A + round(QUOTED_A / plane) * plane / 2
     spread = min(hypothesis.microscope.delocalisation(), 8.0)
     shape = (micrograph.intensity.shape[0], micrograph.intensity.shape[1])
-    field = make_field(shape, pixel, reference, margin=MARGIN_A + spread, pivot_z=MID_PLANE_A)
+    sampling = sampling_of(projection, hypothesis.microscope.energy)
+    margin = MARGIN_A + spread
+    field = make_field(shape, pixel, reference, margin=margin, pivot_z=MID_PLANE_A, sampling=sampling)
     vectors = projection.vectors @ hypothesis.frame
     origin = field.to_field(np.zeros(2)) - np.array(hypothesis.origin) @ vectors
     ny, nx = field.image_shape

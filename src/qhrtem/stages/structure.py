@@ -188,13 +188,15 @@ class Lead:
     rivals: tuple[Rival, ...]  # the contenders that were left behind
 
 
-def settled(seed: int, contenders: list[Contender], parts: Parts) -> tuple[Rounds, State, tuple[Rival, ...]]:
+def settled(
+    seed: int, contenders: list[Contender], parts: Parts, thickness_open: bool = True
+) -> tuple[Rounds, State, tuple[Rival, ...]]:
     """Return the rounds of the contender that describes the image, the state they settle at, and its rivals.
 
-    What is left is `Rounds.last`.
+    What is left is `Rounds.last`. thickness_open: fit specimens a period thicker and thinner as well.
     """
     lead = leading(seed, contenders, parts)
-    state, others = finished(lead.rounds, lead.done, lead.begun)
+    state, others = finished(lead.rounds, lead.done, lead.begun, thickness_open)
     return lead.rounds, state, (*others, *lead.rivals)
 
 
@@ -225,7 +227,9 @@ def leading(seed: int, contenders: list[Contender], parts: Parts) -> Lead:
     return Lead(rounds[best], done[best], begun, rivals)
 
 
-def finished(rounds: Rounds, done: Reached, begun: int) -> tuple[State, tuple[Rival, ...]]:
+def finished(
+    rounds: Rounds, done: Reached, begun: int, thickness_open: bool = True
+) -> tuple[State, tuple[Rival, ...]]:
     """Return the state at which the rounds settle, and specimens of other thickness as its rivals.
 
     begun: rounds that it has been through.
@@ -235,7 +239,7 @@ def finished(rounds: Rounds, done: Reached, begun: int) -> tuple[State, tuple[Ri
     rounds.log.done = 0.75
     rules = rounds.surface(done.state), rounds.support, rounds.rejected
     settling = rounds.bench, done.state, lens, *rules, rounds.seed, rounds.part, rounds.log
-    state, rivals = other_thicknesses(*settling)
+    state, rivals = other_thicknesses(*settling, neighbours=thickness_open)
     return rounds.part("surfaces last", partial(rounds.outline, state, lens)).state, rivals
 
 

@@ -130,11 +130,13 @@ def other_thicknesses(
     seed: int,
     part: Callable[[str, partial[Reached]], Reached],
     log: Log,
+    neighbours: bool = True,
 ) -> tuple[State, tuple[Rival, ...]]:
     """Return the best state among thicker and thinner specimens, and the others as its rivals.
 
     Both neighbours are fitted before one is chosen: a state that has not converged loses against either.
-    seed: of the thermal displacements; part: gives what a named part reaches, computed or remembered.
+    seed: of the thermal displacements; part: gives what a named part reaches, computed or remembered;
+    neighbours: False where the thickness is known, so that the state is only brought to rest.
     """
 
     def explored(start: Reached, direction: int) -> Reached:
@@ -150,7 +152,7 @@ def other_thicknesses(
 
     tried = {0: part("thickness", partial(explored, Reached(state), 0))}  # by periods more than the first
     place = 0
-    directions: tuple[int, ...] = (1, -1)
+    directions: tuple[int, ...] = (1, -1) if neighbours else ()
     for number in range(MOST_PERIODS):
         for direction in directions:
             name = f"thickness {number} {direction:+d}"

@@ -49,6 +49,7 @@ class Job:
     start: Start
     micrograph: Micrograph
     lattice: Lattice
+    thickness_open: bool = True  # whether specimens a period thicker and thinner are fitted as well
 
     @property
     def prefix(self) -> str:
@@ -87,7 +88,7 @@ def settle(job: Job, parts: Parts, threads: int) -> Settled:
     form = ReachedForm(start.columns.projection, view=View(bench, start))
     first = parts(f"{job.prefix}lens", begin, form)
     contender = Contender(bench, first.state, start, first.number, job.prefix)
-    return known(*settled(job.seed, [contender], parts))
+    return known(*settled(job.seed, [contender], parts, job.thickness_open))
 
 
 def known(rounds: Rounds, state: State, rivals: tuple[Rival, ...]) -> Settled:

@@ -12,6 +12,7 @@ from scipy import sparse
 from qhrtem.model.forward import Field, make_field
 from qhrtem.model.micrograph import Micrograph
 from qhrtem.model.microscope import Microscope
+from qhrtem.model.sampling import Sampling
 from qhrtem.model.twin import ImagingErrors, Match, PositionErrors
 from qhrtem.physics.potential import Species
 from qhrtem.specimen.columns import ColumnModel
@@ -82,14 +83,19 @@ def save_field(field: Field) -> dict[str, Any]:
         "reference_z": field.reference_z,
         "pivot_z": field.pivot_z,
         "margin": (field.pad[0] - 0.5) * field.detector_pixel,
+        "sampling": [field.sampling.wave, field.sampling.change],
     }
 
 
 def load_field(facts: dict[str, Any]) -> Field:
     """Return a field made from the same numbers."""
     rows, cols = facts["shape"]
-    planes = facts["reference_z"], facts["pivot_z"]
-    return make_field((rows, cols), facts["pixel"], planes[0], margin=facts["margin"], pivot_z=planes[1])
+    return make_field(
+        *((rows, cols), facts["pixel"], facts["reference_z"]),
+        margin=facts["margin"],
+        pivot_z=facts["pivot_z"],
+        sampling=Sampling(*facts["sampling"]),
+    )
 
 
 class JobForm:
@@ -101,6 +107,7 @@ class JobForm:
         facts = {
             "name": job.name,
             "seed": job.seed,
+            "thickness_open": job.thickness_open,
             "field": save_field(start.field),
             "pixel_size_A": m.pixel_size_A,
             "electrons": m.electrons_per_pixel,
@@ -128,7 +135,8 @@ class JobForm:
             *(f["electrons"], f["readout_variance"], f["scale_sigma"]),
         )
         start = Start(load_field(f["field"]), columns, lens, a["eligible"])
-        return Job(f["name"], f["seed"], start, micrograph, LatticeForm().load(part_of(snapshot, "lattice")))
+        lattice = LatticeForm().load(part_of(snapshot, "lattice"))
+        return Job(f["name"], f["seed"], start, micrograph, lattice, f["thickness_open"])
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
+from itertools import combinations, count
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from qhrtem.stages.objective import State, threads_here
 from qhrtem.stages.start import Start, shown
 from qhrtem.stages.structure import LENS, free_lens, settled
 from qhrtem.stages.tasks import Executor, Results, Task, gather
+from qhrtem.stages.thickness import HOPELESS
 from qhrtem.stages.tile import Job, Settled, finish, known, settle
 from qhrtem.stages.tile_forms import FinishedForm, JobForm, SettledForm, finish_tile, joined, settle_tile
 
@@ -60,6 +61,10 @@ class Piece:
     index: NDArray[np.int64]  # (C,) its columns among those of the whole field
     away: Floats  # (2,) Å, y and x of its middle from that of the field
     job: Job
+
+    def with_thickness(self, leave_open: bool) -> Piece:
+        """Return the piece with its thickness left open, or taken as known."""
+        return replace(self, job=replace(self.job, thickness_open=leave_open))
 
 
 def cut(shape: tuple[int, int], pixel: float, halo: float, edge: float = EDGE_A) -> list[Tile]:
@@ -92,6 +97,7 @@ def piece_of(whole: Start, micrograph: Micrograph, lattice: Lattice, tile: Tile,
         whole.field.reference_z,
         margin=margin,
         pivot_z=whole.field.pivot_z,
+        sampling=whole.field.sampling,
     )
     origin = whole.field.to_field(np.array([top, left])) - field.to_field(np.zeros(2))
     place = field.to_detector(whole.columns.anchor - origin)
@@ -106,6 +112,28 @@ def piece_of(whole: Start, micrograph: Micrograph, lattice: Lattice, tile: Tile,
     own = replace(lattice, crystal=lattice.crystal[where])
     middle = whole.field.to_field(np.array([top + bottom - 1, left + right - 1]) / 2)
     return Piece(tile, index, middle - whole.field.middle(), Job(tile.name, seed, start, part, own))
+
+
+def at_odds(pairs: list[tuple[Piece, Settled]]) -> list[int]:
+    """Return the pieces whose columns are thicker or thinner than a neighbour has the same ones.
+
+    By more than half a period in the median over the columns that both were fitted to: one of the two then
+    sits in a basin of wrong thickness, which a lens that is roughly known does not keep it from.
+    """
+    projection = pairs[0][1].state.columns.projection
+    sites = np.array([len(kind.sites) for kind in projection.kinds])
+    known = []
+    for piece, fitted in pairs:
+        columns = fitted.state.columns
+        periods = (columns.last - columns.first + 1) / sites[columns.kind]
+        seen = columns.occupied & piece.job.start.eligible
+        known.append(dict(zip(piece.index[seen].tolist(), periods[seen].tolist(), strict=True)))
+    out = set()
+    for (i, a), (j, b) in combinations(enumerate(known), 2):
+        apart = [a[c] - b[c] for c in a.keys() & b.keys()]
+        if apart and abs(np.median(apart)) > 0.5:
+            out |= {i, j}
+    return sorted(out)
 
 
 def pilot(pieces: list[Piece]) -> int:
@@ -146,7 +174,7 @@ def fit_tiles(
     work = _Work(parts, executor, 0.17 + 0.83 * PILOT_SHARE, len(tiles))
     pieces = [piece_of(whole, micrograph, lattice, t, seed) for k, t in enumerate(tiles) if k != first]
     pieces = [p for p in pieces if p.job.start.columns.occupied[p.job.start.eligible].any()]
-    pairs = [begun, *zip(pieces, work.settle(pieces, form), strict=True)]
+    pairs = work.settle_beside(begun, pieces, form)
     imaging = tuple(free_lens(State(whole.columns, plan), LENS))
     step = np.array([PARAMETERS[i].step for i in imaging])
     index = list(imaging)
@@ -170,6 +198,23 @@ class _Work:
     begin: float  # share of the work done before
     tiles: int
 
+    def settle_beside(
+        self, first: tuple[Piece, Settled], pieces: list[Piece], form: SettledForm
+    ) -> list[tuple[Piece, Settled]]:
+        """Return all tiles settled, the first among them.
+
+        Thickness goes with the lens: where the first tile has ruled out others, the rest are not asked again,
+        but for those that turn out at odds with a neighbour.
+        """
+        leave_open = any(r.behind <= HOPELESS for r in first[1].rivals)
+        pieces = [p.with_thickness(leave_open) for p in pieces]
+        pairs = [first, *zip(pieces, self.settle(pieces, form), strict=True)]
+        again = [k for k in at_odds(pairs) if not pairs[k][0].job.thickness_open]
+        pieces = [pairs[k][0].with_thickness(True) for k in again]
+        for k, piece, fitted in zip(again, pieces, self.settle(pieces, form), strict=True):
+            pairs[k] = piece, fitted
+        return pairs
+
     def settle(self, pieces: list[Piece], form: SettledForm) -> list[Settled]:
         """Return the tiles fitted from a lens that is roughly known."""
         share = (0.97 - self.begin) / max(self.tiles, 1)
@@ -179,7 +224,8 @@ class _Work:
         out = []
         for number, piece in enumerate(pieces):
             make = partial(settle, piece.job, self.parts, threads_here())
-            out.append(self._here(piece, "settled", make, form, self.begin + number * share, share))
+            name = "settled" if piece.job.thickness_open else "settled as thick as known"
+            out.append(self._here(piece, name, make, form, self.begin + number * share, share))
         return out
 
     def finish(

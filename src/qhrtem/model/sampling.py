@@ -1,0 +1,103 @@
+"""How coarsely waves may be sampled, measured on single columns of a crystal.
+
+The heavier the atoms of a column and the closer they follow each other, the farther it scatters: on waves
+that serve BaTiO3 along [110], what an atom of gold does to an image is wrong by a tenth. Waves therefore pass
+through each kind of column alone, sampled finer and finer, until they come out as very fine ones do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qhrtem.grid import Grid, fft2
+from qhrtem.physics.multislice import propagator, transmission, transmit_propagate
+from qhrtem.physics.potential import PhaseKernels, Thermal
+from qhrtem.specimen.crystal import ColumnKind, Projection
+
+WAVE_PIXELS_A = (0.09, 0.08, 0.07, 0.06)  # of waves of images; the first where nothing is known
+CHANGE_PIXELS_A = (0.11, 0.10, 0.09, 0.08, 0.07, 0.06)  # of waves of what single columns change in an image
+REFERENCE_PIXEL_A = 0.045
+# Largest error of what a column scatters. Images are compared to the last electron; of a change, a fit asks
+# only where to go and how sure it is.
+IMAGE_ERROR, CHANGE_ERROR = 0.003, 0.02
+DEPTH_A = 50.0  # of the column
+WIDTH_A = 10.0  # of the periodic area around it
+SEEN = 1.25  # 1/Å, spatial frequency up to which a lens passes what is compared
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Coarsest pixels of waves, Å."""
+
+    wave: float = WAVE_PIXELS_A[0]  # of images
+    change: float = CHANGE_PIXELS_A[0]  # of what single columns change in them
+
+
+COARSEST = Sampling()
+
+
+def sampling_of(projection: Projection, energy: float) -> Sampling:
+    """Return the coarsest sampling on which every kind of column scatters as it should; energy in eV.
+
+    Where none does, the finest there is.
+    """
+    fine = [scattered(projection, kind, energy, REFERENCE_PIXEL_A) for kind in projection.kinds]
+
+    def largest_error(pixel: float) -> float:
+        pairs = zip(projection.kinds, fine, strict=True)
+        return max(apart(scattered(projection, kind, energy, pixel), waves) for kind, waves in pairs)
+
+    def coarsest(pixels: Sequence[float], error: float) -> float:
+        return next((p for p in pixels[:-1] if largest_error(p) <= error), pixels[-1])
+
+    return Sampling(coarsest(WAVE_PIXELS_A, IMAGE_ERROR), coarsest(CHANGE_PIXELS_A, CHANGE_ERROR))
+
+
+def apart(waves: Tensor, reference: Tensor) -> float:
+    """Return the largest distance of waves (S, B) behind slices, of the largest norm of the reference."""
+    return float((waves - reference).norm(dim=1).max() / reference.norm(dim=1).max())
+
+
+def scattered(projection: Projection, kind: ColumnKind, energy: float, pixel: float) -> Tensor:
+    """Return what a lone column scatters, (S, B): the change of its waves with its position.
+
+    Behind each slice, the Fourier coefficients of the wave up to the frequency `SEEN` times that frequency
+    (1/Å). pixel: of the waves, Å, or a little more.
+    """
+    n = 2 * math.floor(WIDTH_A / (2 * pixel))
+    grid = Grid((n, n), (WIDTH_A / n, WIDTH_A / n))
+    periods = max(round(DEPTH_A / projection.period), 1)
+    phases = _phases(projection, kind, energy, grid)
+    gratings = transmission(phases).to(grid.complex_dtype)
+    step = propagator(grid, projection.plane, energy, (0.0, 0.0))
+    reach = math.floor(SEEN * WIDTH_A)
+    beams = torch.arange(-reach, reach + 1)
+    frequency = torch.hypot(beams[:, None].double(), beams.double()) / WIDTH_A
+    weight = torch.where(frequency <= SEEN, frequency, 0.0)
+    wave, out = torch.ones_like(gratings[0]), []
+    for grating in gratings.repeat(periods, 1, 1):
+        wave = transmit_propagate(wave, grating, step)
+        out.append((fft2(wave)[beams[:, None], beams] * weight / n**2).reshape(-1))
+    return torch.stack(out)
+
+
+def _phases(projection: Projection, kind: ColumnKind, energy: float, grid: Grid) -> Tensor:
+    """Return the phase (slices of a period, n, n) of a column in the middle of a grid."""
+    species = tuple(dict.fromkeys(kind.groups))
+    z = np.array([site.z for site in kind.sites])
+    group = np.array([site.group for site in kind.sites])
+    of_slice = np.floor((z - projection.origin) / projection.plane + 0.5 + 1e-6).astype(np.int64)
+    index = np.array([species.index(g) for g in kind.groups])
+    return PhaseKernels(grid, species, energy, Thermal()).phases(
+        torch.as_tensor(WIDTH_A / 2 + kind.offset[group, ::-1].copy()),
+        torch.as_tensor(of_slice % projection.slices),
+        torch.as_tensor(index[group]),
+        torch.ones(len(z), dtype=torch.float64),
+        projection.slices,
+    )
