@@ -67,7 +67,7 @@ bench-forward: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/forward.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/thermal.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/thermal_moves.py
-	OMP_NUM_THREADS=1 PYTHONPATH=benchmarks $(BIN)/python benchmarks/sampling.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampling.py
 	test ! -d $(REFERENCE) || OMP_NUM_THREADS=1 $(BIN)/python benchmarks/drprobe_agreement.py --folder $(REFERENCE)
 
 # One thread a run, JOBS runs at a time; the quick table goes to build/, the full one to benchmarks/optimiser/results.md.

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 import drprobe
 from crystals import projection
 from qhrtem.model.diffuse import (
-    PHONON_PIXEL_A,
     Diffuse,
     RigidModel,
     diffuse_around,
@@ -24,6 +23,7 @@ from qhrtem.model.diffuse import (
 )
 from qhrtem.model.forward import Field, ForwardModel, resampled
 from qhrtem.model.microscope import nominal
+from qhrtem.model.sampling import COARSEST
 from qhrtem.physics.coherence import full_intensity
 from qhrtem.specimen.columns import ColumnModel, lattice_columns
 from slabs import Slab, slab
@@ -187,7 +187,7 @@ def test_an_extended_source_loses_no_electron(island: Slab) -> None:
     full = sharp = without = 0.0
     p = columns.projection
     exit_z = p.origin + (int(rigid.atoms.slice.max()) + 0.5) * p.plane
-    lens = m.lens(resampled(model.field, PHONON_PIXEL_A).reference_z - exit_z)
+    lens = m.lens(resampled(model.field, COARSEST.rigid).reference_z - exit_z)
     for move in displacement_pairs(rigid.atoms, np.sqrt(b / (8 * math.pi**2)), 6, rng):
         spectrum = rigid.spectrum(move)
         full = full + rigid.detect(full_intensity(spectrum, rigid.grid, lens, source=5)).double() / 6

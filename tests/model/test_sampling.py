@@ -12,7 +12,11 @@ from qhrtem.model.sampling import (
     CHANGE_ERROR,
     CHANGE_PIXELS_A,
     COARSEST,
-    REFERENCE_PIXEL_A,
+    RIGID,
+    RIGID_PIXELS_A,
+    RIGID_REFERENCE_A,
+    SMEARED_REFERENCE_A,
+    Sampling,
     apart,
     sampling_of,
     scattered,
@@ -35,20 +39,28 @@ def test_heavier_columns_need_finer_waves() -> None:
     ceria, gold = (sampling_of(p, ENERGY) for p in (projection("CeO2", (1, 1, 0)), GOLD))
     assert gold.wave < ceria.wave < COARSEST.wave
     assert max(gold.change, ceria.change) < COARSEST.change
+    assert gold.rigid < ceria.rigid < COARSEST.rigid
 
 
 def test_the_error_falls_with_the_pixel() -> None:
     kind = GOLD.kinds[0]
-    fine = scattered(GOLD, kind, ENERGY, REFERENCE_PIXEL_A)
+    fine = scattered(GOLD, kind, ENERGY, SMEARED_REFERENCE_A)
     errors = [apart(scattered(GOLD, kind, ENERGY, pixel), fine) for pixel in CHANGE_PIXELS_A]
     assert np.all(np.diff(errors) < 0) and errors[0] > 0.05 and errors[-1] < 1e-3
+
+
+def test_rigid_atoms_need_finer_waves_than_smeared_ones() -> None:
+    kind = GOLD.kinds[0]
+    fine = scattered(GOLD, kind, ENERGY, RIGID_REFERENCE_A, RIGID)
+    errors = [apart(scattered(GOLD, kind, ENERGY, pixel, RIGID), fine) for pixel in RIGID_PIXELS_A]
+    assert errors[0] > 0.15 and errors[-1] < 0.03
 
 
 def test_a_thinner_vacuum_around_the_column_changes_little(monkeypatch: pytest.MonkeyPatch) -> None:
     kind = GOLD.kinds[0]
 
     def error() -> float:
-        waves = [scattered(GOLD, kind, ENERGY, pixel) for pixel in (0.1, REFERENCE_PIXEL_A)]
+        waves = [scattered(GOLD, kind, ENERGY, pixel) for pixel in (0.1, SMEARED_REFERENCE_A)]
         return apart(*waves)
 
     wide = error()
@@ -68,7 +80,7 @@ def test_what_is_chosen_serves_moves_in_a_crystal_of_gold() -> None:
         columns = columns.filled(np.zeros(n), np.full(n, 24.0))
         c = int(np.linalg.norm(columns.anchor - field.middle(), axis=1).argmin())
         changes = [Move((SiteChange((int(columns.last[c]) + 1,), 1),)), Tangent(0, 0), Tangent(0, 1)]
-        fine = make_field((140, 140), 0.11, 15.0, margin=0.0, sampling=type(COARSEST)(0.05, 0.05))
+        fine = make_field((140, 140), 0.11, 15.0, margin=0.0, sampling=Sampling(0.05, 0.05))
         found = []
         for model in (ForwardModel(field, ENERGY).coarse, ForwardModel(fine, ENERGY)):
             answer = WindowModel(model, columns, nominal(ENERGY), 9.0).respond(c, changes)

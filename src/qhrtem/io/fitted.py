@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import h5py
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from qhrtem.grid import Grid
 from qhrtem.io.hdf5 import put, put_strings, strings
 from qhrtem.model.forward import Field
 from qhrtem.model.microscope import NAMES, Microscope
+from qhrtem.model.sampling import COARSEST, Sampling
 from qhrtem.model.twin import Fitted, ImagingErrors, PositionErrors
 from qhrtem.physics.potential import Species
 from qhrtem.specimen.columns import ColumnModel
@@ -93,7 +96,7 @@ def write_fitted(file: h5py.File, fitted: Fitted | None) -> None:
     put(group, "field/reference_z", field.reference_z, "angstrom")
     if field.pivot_z is not None:
         put(group, "field/pivot_z", field.pivot_z, "angstrom")
-    put(group, "field/change_pixel", field.change_pixel, "angstrom")
+    put(group, "field/sampling", astuple(field.sampling), "angstrom")
     put(group, "field/foci", field.foci, "1")
     group["field"].attrs["table"] = field.table
     group["field"].attrs["dtype"] = str(field.grid.dtype).removeprefix("torch.")
@@ -124,7 +127,7 @@ def read_fitted(file: h5py.File) -> Fitted | None:
         foci=int(f["foci"][()]),
         table=str(f.attrs["table"]),
         pivot_z=float(f["pivot_z"][()]) if "pivot_z" in f else None,
-        **({"change_pixel": float(f["change_pixel"][()])} if "change_pixel" in f else {}),
+        sampling=Sampling(*f["sampling"][()].tolist()) if "sampling" in f else COARSEST,
     )
     bend = group["bend"][()] if "bend" in group else None
     return Fitted(columns, group["claimed"][()], _read_microscope(group), field, group["diffuse"][()], bend)

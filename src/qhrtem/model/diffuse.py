@@ -32,7 +32,6 @@ from qhrtem.physics.potential import PhaseKernels, Thermal
 from qhrtem.specimen.columns import AtomList, ColumnModel
 
 Floats = NDArray[np.float64]
-PHONON_PIXEL_A = 0.06  # coarsest sampling of waves through rigid atoms
 AT_ONCE = 2**20  # pixels of transmission functions; arrays of more are slower to get than to fill
 SLOPE_PAIRS, SLOPE_STEP = 2, 0.2  # frozen-phonon pairs, and change of the Debye–Waller scale, for its slope
 SPREAD_A = 1.0  # blur of the background that the source makes of beams at high angles
@@ -105,7 +104,7 @@ class RigidModel:
     Rigid atoms scatter much farther than Debye–Waller factors let them: at 0.09 Å with limited potentials the
     image of 4.5 nm BaTiO3 [110] is 2 % of vacuum off. So waves are sampled finer than those of the coherent
     image, with potentials that reach nearly to the Nyquist frequency; at 0.06 Å that leaves 0.4 %, and so it
-    would were the transmission functions cut at the band limit.
+    would were the transmission functions cut at the band limit. Heavier columns ask for finer ones still.
     """
 
     def __init__(
@@ -113,12 +112,13 @@ class RigidModel:
         model: ForwardModel,
         columns: ColumnModel,
         microscope: Microscope,
-        pixel: float = PHONON_PIXEL_A,
+        pixel: float | None = None,
         conserve: bool = True,
         taper: str = "nyquist",
     ) -> None:
-        """pixel: coarsest sampling of the waves, Å; conserve: return what source envelopes take away; taper:
-        of the potentials, of `potential.TAPERS`."""
+        """pixel: coarsest sampling of the waves, Å, by default what the crystal asks; conserve: return what
+        source envelopes take away; taper: of the potentials, of `potential.TAPERS`."""
+        pixel = pixel or model.field.sampling.rigid
         field = resampled(model.field, min(pixel, *model.field.grid.pixel))
         fine = ForwardModel(field, model.energy)
         self.grid = field.grid

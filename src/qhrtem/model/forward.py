@@ -70,12 +70,7 @@ class Field:
     foci: int = 7
     table: str = "lobato"
     pivot_z: float | None = None  # Å, where the mistilt leaves columns in place; the reference plane if None
-    change_pixel: float = COARSEST.change  # Å, coarsest sampling where only changes of an image are wanted
-
-    @property
-    def sampling(self) -> Sampling:
-        """How coarsely its waves are sampled."""
-        return Sampling(self.grid.pixel[0], self.change_pixel)
+    sampling: Sampling = COARSEST  # the coarsest that serves the crystal
 
     @property
     def pivot(self) -> float:
@@ -142,7 +137,7 @@ def make_field(
     return Field(
         *(wave, image, image_shape, (pad, pad), (up, down), reference_z),
         pivot_z=pivot_z,
-        change_pixel=sampling.change,
+        sampling=sampling,
     )
 
 
@@ -204,7 +199,7 @@ class ForwardModel:
     @cached_property
     def coarse(self) -> ForwardModel:
         """The same model with waves sampled as coarsely as changes of an image allow, and no finer."""
-        field = resampled(self.field, self.field.change_pixel)
+        field = resampled(self.field, self.field.sampling.change)
         return self if field.grid.pixel <= self.field.grid.pixel else ForwardModel(field, self.energy)
 
     def kernels(self, columns: ColumnModel, thermal: Thermal) -> PhaseKernels:

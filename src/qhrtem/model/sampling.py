@@ -20,12 +20,16 @@ from qhrtem.physics.multislice import propagator, transmission, transmit_propaga
 from qhrtem.physics.potential import PhaseKernels, Thermal
 from qhrtem.specimen.crystal import ColumnKind, Projection
 
-WAVE_PIXELS_A = (0.09, 0.08, 0.07, 0.06)  # of waves of images; the first where nothing is known
-CHANGE_PIXELS_A = (0.11, 0.10, 0.09, 0.08, 0.07, 0.06)  # of waves of what single columns change in an image
-REFERENCE_PIXEL_A = 0.045
+# Pixels to choose from, the first where nothing is known: of waves of images, of waves of what single columns
+# change in an image, and of waves through rigid atoms, which scatter farther than Debye–Waller factors let
+# them.
+WAVE_PIXELS_A = (0.09, 0.08, 0.07, 0.06)
+CHANGE_PIXELS_A = (0.11, 0.10, 0.09, 0.08, 0.07, 0.06)
+RIGID_PIXELS_A = (0.06, 0.052, 0.045, 0.038, 0.032)
+SMEARED_REFERENCE_A, RIGID_REFERENCE_A = 0.045, 0.025
 # Largest error of what a column scatters. Images are compared to the last electron; of a change, a fit asks
-# only where to go and how sure it is.
-IMAGE_ERROR, CHANGE_ERROR = 0.003, 0.02
+# only where to go and how sure it is. Rigid atoms in a row channel more than any that are displaced.
+WAVE_ERROR, CHANGE_ERROR, RIGID_ERROR = 0.003, 0.02, 0.045
 DEPTH_A = 50.0  # of the column
 WIDTH_A = 10.0  # of the periodic area around it
 SEEN = 1.25  # 1/Å, spatial frequency up to which a lens passes what is compared
@@ -37,9 +41,11 @@ class Sampling:
 
     wave: float = WAVE_PIXELS_A[0]  # of images
     change: float = CHANGE_PIXELS_A[0]  # of what single columns change in them
+    rigid: float = RIGID_PIXELS_A[0]  # through rigid atoms
 
 
 COARSEST = Sampling()
+SMEARED, RIGID = Thermal(), Thermal(rigid=True)
 
 
 def sampling_of(projection: Projection, energy: float) -> Sampling:
@@ -47,16 +53,20 @@ def sampling_of(projection: Projection, energy: float) -> Sampling:
 
     Where none does, the finest there is.
     """
-    fine = [scattered(projection, kind, energy, REFERENCE_PIXEL_A) for kind in projection.kinds]
 
-    def largest_error(pixel: float) -> float:
-        pairs = zip(projection.kinds, fine, strict=True)
-        return max(apart(scattered(projection, kind, energy, pixel), waves) for kind, waves in pairs)
+    def coarsest(thermal: Thermal, reference: float, pixels: Sequence[float], error: float) -> float:
+        fine = [scattered(projection, kind, energy, reference, thermal) for kind in projection.kinds]
+        for pixel in pixels[:-1]:
+            waves = (scattered(projection, kind, energy, pixel, thermal) for kind in projection.kinds)
+            if all(apart(w, f) <= error for w, f in zip(waves, fine, strict=True)):
+                return pixel
+        return pixels[-1]
 
-    def coarsest(pixels: Sequence[float], error: float) -> float:
-        return next((p for p in pixels[:-1] if largest_error(p) <= error), pixels[-1])
-
-    return Sampling(coarsest(WAVE_PIXELS_A, IMAGE_ERROR), coarsest(CHANGE_PIXELS_A, CHANGE_ERROR))
+    return Sampling(
+        coarsest(SMEARED, SMEARED_REFERENCE_A, WAVE_PIXELS_A, WAVE_ERROR),
+        coarsest(SMEARED, SMEARED_REFERENCE_A, CHANGE_PIXELS_A, CHANGE_ERROR),
+        coarsest(RIGID, RIGID_REFERENCE_A, RIGID_PIXELS_A, RIGID_ERROR),
+    )
 
 
 def apart(waves: Tensor, reference: Tensor) -> float:
@@ -64,7 +74,9 @@ def apart(waves: Tensor, reference: Tensor) -> float:
     return float((waves - reference).norm(dim=1).max() / reference.norm(dim=1).max())
 
 
-def scattered(projection: Projection, kind: ColumnKind, energy: float, pixel: float) -> Tensor:
+def scattered(
+    projection: Projection, kind: ColumnKind, energy: float, pixel: float, thermal: Thermal = SMEARED
+) -> Tensor:
     """Return what a lone column scatters, (S, B): the change of its waves with its position.
 
     Behind each slice, the Fourier coefficients of the wave up to the frequency `SEEN` times that frequency
@@ -73,8 +85,10 @@ def scattered(projection: Projection, kind: ColumnKind, energy: float, pixel: fl
     n = 2 * math.floor(WIDTH_A / (2 * pixel))
     grid = Grid((n, n), (WIDTH_A / n, WIDTH_A / n))
     periods = max(round(DEPTH_A / projection.period), 1)
-    phases = _phases(projection, kind, energy, grid)
-    gratings = transmission(phases).to(grid.complex_dtype)
+    species = tuple(dict.fromkeys(kind.groups))
+    taper = "nyquist" if thermal.rigid else "soft"
+    kernels = PhaseKernels(grid, species, energy, thermal, "lobato", taper)
+    gratings = transmission(_phases(projection, kind, kernels)).to(grid.complex_dtype)
     step = propagator(grid, projection.plane, energy, (0.0, 0.0))
     reach = math.floor(SEEN * WIDTH_A)
     beams = torch.arange(-reach, reach + 1)
@@ -87,14 +101,13 @@ def scattered(projection: Projection, kind: ColumnKind, energy: float, pixel: fl
     return torch.stack(out)
 
 
-def _phases(projection: Projection, kind: ColumnKind, energy: float, grid: Grid) -> Tensor:
-    """Return the phase (slices of a period, n, n) of a column in the middle of a grid."""
-    species = tuple(dict.fromkeys(kind.groups))
+def _phases(projection: Projection, kind: ColumnKind, kernels: PhaseKernels) -> Tensor:
+    """Return the phase (slices of a period, n, n) of a column in the middle of the grid of kernels."""
     z = np.array([site.z for site in kind.sites])
     group = np.array([site.group for site in kind.sites])
     of_slice = np.floor((z - projection.origin) / projection.plane + 0.5 + 1e-6).astype(np.int64)
-    index = np.array([species.index(g) for g in kind.groups])
-    return PhaseKernels(grid, species, energy, Thermal()).phases(
+    index = np.array([kernels.species.index(g) for g in kind.groups])
+    return kernels.phases(
         torch.as_tensor(WIDTH_A / 2 + kind.offset[group, ::-1].copy()),
         torch.as_tensor(of_slice % projection.slices),
         torch.as_tensor(index[group]),

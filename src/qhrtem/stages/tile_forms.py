@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -83,7 +83,7 @@ def save_field(field: Field) -> dict[str, Any]:
         "reference_z": field.reference_z,
         "pivot_z": field.pivot_z,
         "margin": (field.pad[0] - 0.5) * field.detector_pixel,
-        "sampling": [field.sampling.wave, field.sampling.change],
+        "sampling": list(astuple(field.sampling)),
     }
 
 
