@@ -3,6 +3,8 @@
     python benchmarks/large_field.py [--nm 10 20] [--phonons 8] [--workers N]
                                      [--keep FOLDER [--reuse]] [--out FILE]
 
+Sizes that the file holds and that are not asked for stay as they are.
+
 A wedge of BaTiO3 along [110], 2.5 nm thick and rising, tilted by 1 mrad, 2·10⁴ e/Å², made by the own
 simulator with some frozen-phonon configurations. Columns are scored 6 Å inside the image; "at seams":
 those within 3 Å of the border between two tiles. Memory is the largest that any process of the fit ever
@@ -24,10 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tables import table
+from tables import known, table
 
 from qhrtem.commands.doctor import matched
-from qhrtem.engines.protocol import engine_named
+from qhrtem.engines.protocol import Job, engine_named
 from qhrtem.io.twin import read_twin
 from qhrtem.plan import dump_plan, plan_from_tables
 from qhrtem.run.process import prepare
@@ -84,6 +86,27 @@ def at_seams(place: NDArray[np.float64], shape: tuple[int, int], spread: float) 
     return out
 
 
+class Vacuum:
+    """An engine that simulates nothing, where the columns of a phantom are wanted and not its image."""
+
+    name = "vacuum"
+
+    def available(self) -> str | None:
+        """Return None: it is always there."""
+        return None
+
+    def check(self, job: Job) -> None:
+        """Accept any sampling."""
+
+    def exit_wave(self, job: Job) -> torch.Tensor:
+        """Return the wave of vacuum."""
+        return torch.ones(job.grid.shape)
+
+    def image(self, wave: torch.Tensor, job: Job) -> torch.Tensor:
+        """Return the image of vacuum."""
+        return wave
+
+
 def measure(
     size: float, phonons: int, workers: int, folder: Path, reuse: bool
 ) -> tuple[list[str], tuple[str, ...]]:
@@ -91,9 +114,11 @@ def measure(
     image, out = folder / f"field_{size:g}.tif", folder / f"run_{size:g}"
     plan = plan_from_tables(plan_tables(size, phonons, image), "large field")
     torch.set_num_threads(os.cpu_count() or 1)  # transforms of a whole field are worth it
-    phantom = make_phantom(plan, read_cif(plan.structure.path), engine_named("qhrtem"))
-    write_simulation(image, phantom.counts, phantom.pixel_size_A, phantom.facts, phantom.columns)
-    if not (reuse and (out / "columns.csv").is_file()):
+    fitted = reuse and (out / "columns.csv").is_file()
+    engine = Vacuum() if fitted else engine_named("qhrtem")
+    phantom = make_phantom(plan, read_cif(plan.structure.path), engine)
+    if not fitted:
+        write_simulation(image, phantom.counts, phantom.pixel_size_A, phantom.facts, phantom.columns)
         asked = folder / f"field_{size:g}.toml"
         asked.write_text(dump_plan(plan.model_copy(update={"simulate": None})), "utf-8")
         command = [sys.executable, "-m", "qhrtem", "fit", str(asked), "--out", str(out), "--force"]
@@ -143,9 +168,14 @@ def main() -> None:
         folder = (a.keep or Path(scratch)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         done = [measure(size, a.phonons, a.workers, folder, a.reuse) for size in a.nm]
-    body = table(HEAD, [cells for cells, _ in done])
-    said = "\n".join(f"- {cells[0]} nm: {note}" for cells, notes in done for note in notes)
-    about = (__doc__ or "").split("\n\n")[2].strip()
+    new = {cells[0]: cells for cells, _ in done}
+    rows = {row[0]: row for row in known(a.out, HEAD)} | new
+    body = table(HEAD, [rows[size] for size in sorted(rows, key=float)])
+    notes = [f"- {cells[0]} nm: {note}" for cells, notes in done for note in notes]
+    kept = a.out.read_text("utf-8").splitlines() if a.out.is_file() else []
+    kept = [line for line in kept if line.startswith("- ") and line[2:].split()[0] not in new]
+    said = "\n".join(sorted([*kept, *notes], key=lambda line: float(line[2:].split()[0])))
+    about = (__doc__ or "").split("\n\n")[3].strip()
     a.out.write_text(
         f"# Fields in tiles\n\nWritten by `large_field.py`, two cores.\n{about}\n\n{body}\n\n{said}\n",
         "utf-8",
