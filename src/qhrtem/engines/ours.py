@@ -33,8 +33,9 @@ class Ours:
     def exit_wave(self, job: Job) -> Tensor:
         """Return the wave behind the last slice; slices that hold the same atoms are computed once.
 
-        Rigid atoms scatter far beyond the band limit. Cutting their transmission functions there instead of
-        their potentials halves the error of the sampling (BaTiO3 [110], 4.5 nm thick, pixels of 0.07 Å).
+        Rigid atoms scatter far beyond the band limit. Their potentials reach nearly to the Nyquist
+        frequency, which halves the error of the sampling (BaTiO3 [110], 4.5 nm thick, pixels of 0.07 Å), and
+        transmission functions are cut at the band limit.
         """
         limit: dict[str, Any] = (
             {"taper": "nyquist", "band_limit": "transmission"} if job.thermal.rigid else {}

@@ -78,7 +78,7 @@ def source_grid(nodes: int) -> Samples:
     return Samples(np.stack([x.ravel(), y.ravel()], -1) / math.sqrt(2), weight.ravel())
 
 
-class _Beams:
+class _Passed:
     """The beams that the band limit passes, as flat arrays: the lens acts on nothing else."""
 
     def __init__(self, grid: Grid) -> None:
@@ -126,7 +126,7 @@ def focal_transfer(
     as χ(w + t).
     """
     lam = wavelength(lens.energy)
-    beams = _Beams(grid)
+    beams = _Passed(grid)
     kx, ky = beams.kx + lens.beam_tilt[0] / lam, beams.ky + lens.beam_tilt[1] / lam
     base = chi_at(kx, ky, lens.energy, lens.aberrations)
     amplitude = beams.aperture(lens)
@@ -204,7 +204,7 @@ def quasi_coherent_transfer(grid: Grid, lens: Lens) -> Transfer:
     damped rightly, so intensity is lost and the mean falls short of that of the other models.
     """
     lam = wavelength(lens.energy)
-    beams = _Beams(grid)
+    beams = _Passed(grid)
     kx, ky = beams.kx + lens.beam_tilt[0] / lam, beams.ky + lens.beam_tilt[1] / lam
     gy, gx = _source_slope(kx, ky, lens)
     zero = (lens.beam_tilt[0] ** 2 + lens.beam_tilt[1] ** 2) / lam**2
@@ -223,7 +223,7 @@ def tcc_intensity(spectrum: Tensor, grid: Grid, lens: Lens) -> Tensor:
     the number of beams; raises `ResourceError` beyond `TCC_BEAMS`.
     """
     lam = wavelength(lens.energy)
-    beams = _Beams(grid)
+    beams = _Passed(grid)
     n = len(beams.index)
     if n > TCC_BEAMS:
         raise ResourceError(
