@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from qhrtem.model.window import Response
-from qhrtem.stages.normal_matrix import assemble
+from qhrtem.stages.normal_matrix import assemble, dense_part
 from slabs import place
 
 SHAPE = (40, 56)
@@ -48,3 +49,14 @@ def test_no_columns_leave_the_corner_alone() -> None:
     jacobian = rng.standard_normal((2, *SHAPE)).astype(np.float32)
     matrix, gradient = assemble(jacobian, [], np.ones(SHAPE, dtype=np.float32), jacobian[:1], 0, 0, workers=1)
     assert matrix.shape == (2, 2) and gradient.shape == (1, 2)
+
+
+def test_a_dense_part_is_what_slicing_gives() -> None:
+    rng = np.random.default_rng(6)
+    matrix = sparse.random_array((30, 50), density=0.2, format="csc", rng=rng)
+    rows = np.sort(rng.choice(30, 7, replace=False))
+    for columns in (rng.choice(50, 9, replace=False), np.array([3]), np.zeros(0, dtype=np.int64)):
+        assert np.array_equal(dense_part(matrix, rows, columns), matrix.toarray()[np.ix_(rows, columns)])
+    nothing = sparse.csc_array((30, 50))
+    assert not dense_part(nothing, rows, np.arange(50)).any()
+    assert dense_part(nothing, rows[:0], np.arange(4)).shape == (0, 4)

@@ -18,7 +18,7 @@ from qhrtem.specimen.columns import ColumnModel
 from qhrtem.stages.bordered import RIDGE, Factor, within
 from qhrtem.stages.joint import GROUP_SIGMA_A, IDEAL_SIGMA_A
 from qhrtem.stages.linearise import EndMove, Quadratic, prior_normal
-from qhrtem.stages.normal_matrix import gathered
+from qhrtem.stages.normal_matrix import dense_part, gathered
 from qhrtem.stages.objective import State
 
 Floats = NDArray[np.float64]
@@ -110,7 +110,7 @@ def profile(state: State, quadratic: Quadratic) -> MoveModel:
     rest = factor.solve_local(gradient[p:])
     border, t = quadratic.matrix.border, k - p
     cross = sparse.csc_array(quadratic.matrix.local[:t, t:])
-    follow, near = _among_neighbours(sparse.csr_array(continuous.local), cross, quadratic)
+    follow, near = _among_neighbours(sparse.csc_array(continuous.local), cross, quadratic)
     reach = border[:, t:] - factor.through.T @ cross
     pull = gradient[:p] - factor.through.T @ gradient[p:]
     h = quadratic.gradient[k:] - cross.T @ rest - reach.T @ (factor.corner @ pull)
@@ -119,7 +119,7 @@ def profile(state: State, quadratic: Quadratic) -> MoveModel:
 
 
 def _among_neighbours(
-    positions: sparse.csr_array, cross: sparse.csc_array, quadratic: Quadratic
+    positions: sparse.csc_array, cross: sparse.csc_array, quadratic: Quadratic
 ) -> tuple[sparse.csc_array, sparse.csr_array]:
     """Return how positions follow each move (T, M), and the move matrix (M, M) with them projected out.
 
@@ -127,7 +127,6 @@ def _among_neighbours(
     """
     t, m = cross.shape
     moves = sparse.csc_array(quadratic.matrix.local[t:, t:])
-    rows = sparse.csr_array(cross)
     column = np.array([move.column for move in quadratic.moves], dtype=np.int64)
     every: list[Ints] = []
     follow: list[list[tuple[Ints, Floats]]] = []
@@ -136,14 +135,13 @@ def _among_neighbours(
         own = np.flatnonzero(column == c)
         every.append(own)
         follow.append([])
-        beside = np.unique(moves[:, own].indices).astype(np.int64)
-        block = moves[:, own].toarray()[beside]
-        around = np.unique(cross[:, own].indices).astype(np.int64)
+        beside, around = (np.unique(matrix[:, own].indices).astype(np.int64) for matrix in (moves, cross))
+        block = dense_part(moves, beside, own)
         if len(around):
-            among = positions[around][:, around].toarray()
+            among = dense_part(positions, around, around)
             among[np.diag_indices(len(around))] += RIDGE
-            answer = linalg.solve(among, cross[:, own].toarray()[around], assume_a="pos")
-            block = block - rows[around].toarray()[:, beside].T @ answer
+            answer = linalg.solve(among, dense_part(cross, around, own), assume_a="pos")
+            block = block - dense_part(cross, around, beside).T @ answer
             follow[-1].append((around, answer.T))
         near.append([(beside, block.T)])
     answers = gathered(every, near, (m, m))

@@ -17,11 +17,12 @@ from qhrtem.model.window import Response
 from qhrtem.stages.bordered import Bordered
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 def assemble(
     jacobian: NDArray[np.float32],
-    blocks: list[tuple[NDArray[np.int64], Response]],
+    blocks: list[tuple[Ints, Response]],
     weight: NDArray[np.float32],
     pulls: NDArray[np.float32],
     tangents: int,
@@ -111,8 +112,8 @@ def _products(placed: list[_Placed], n: int) -> list[tuple[int, Floats]]:
 
 
 def gathered(
-    own: list[NDArray[np.int64]],
-    beside: list[list[tuple[NDArray[np.int64], Floats]]],
+    own: list[Ints],
+    beside: list[list[tuple[Ints, Floats]]],
     shape: tuple[int, int],
 ) -> sparse.csc_array:
     """Return a sparse matrix whose columns `own[n]` hold `beside[n]`: row numbers, and (own, rows) values.
@@ -134,3 +135,19 @@ def gathered(
         for j, line in zip(index, block, strict=True):
             where[start[j] : start[j + 1]], value[start[j] : start[j + 1]] = rows, line
     return sparse.csc_array((value, where, start), shape=shape)
+
+
+def dense_part(matrix: sparse.csc_array, rows: Ints, columns: Ints) -> Floats:
+    """Return some rows and columns of a sparse matrix, at the cost of what those columns hold.
+
+    rows: ascending. Slicing rows out of it, or writing out its columns whole, costs as much as all of it has
+    rows.
+    """
+    begin, length = matrix.indptr[columns], np.diff(matrix.indptr)[columns]
+    before = np.cumsum(length) - length
+    at = np.arange(length.sum()) + np.repeat(begin - before, length)
+    place = np.minimum(np.searchsorted(rows, matrix.indices[at]), len(rows) - 1)
+    wanted = rows[place] == matrix.indices[at]
+    out = np.zeros((len(rows), len(columns)))
+    out[place[wanted], np.repeat(np.arange(len(columns)), length)[wanted]] = matrix.data[at[wanted]]
+    return out
