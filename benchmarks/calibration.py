@@ -26,6 +26,7 @@ from scipy import ndimage
 from qhrtem.engines.ours import Ours
 from qhrtem.errors import QhrtemError
 from qhrtem.model.micrograph import RawImage
+from qhrtem.model.sampling import sampling_of
 from qhrtem.plan import Plan, plan_from_tables
 from qhrtem.simulate.phantom import make_phantom
 from qhrtem.specimen.crystal import Projection, project, read_cif
@@ -341,9 +342,9 @@ def score(case: Case, plan: Plan, raw: RawImage, projection: Projection) -> dict
         key=lambda found: found[0],
     )
     _, origin, thickness = match.best(best)
-    start = start_field(
-        micrograph, lattice, projection, averages, Hypothesis(match.frame, best, origin, thickness, misfit)
-    )
+    hypothesis = Hypothesis(match.frame, best, origin, thickness, misfit)
+    sampling = sampling_of(projection, microscope.energy)
+    start = start_field(micrograph, lattice, projection, averages, hypothesis, sampling)
     keep = start.columns.occupied
     placed = start.field.to_detector(start.columns.group_position()[:, 0])[keep]
     out = {"misfit": misfit, **against(case, lattice.frame, lattice.vectors), **columns(case, placed)}

@@ -11,6 +11,7 @@ from crystals import projection
 from qhrtem.calibrate.lattice import Lattice
 from qhrtem.model.micrograph import Micrograph
 from qhrtem.model.microscope import INDEX, nominal
+from qhrtem.model.sampling import COARSEST
 from qhrtem.mtf import read_mtf
 from qhrtem.plan import Plan
 from qhrtem.stages.averages import CellAverages
@@ -100,7 +101,7 @@ def test_columns_fill_to_the_thickness_of_their_surroundings() -> None:
         np.array([[0.0, 1.0], [1.0, 0.0]]), nominal(3e5), (0.3, 0.8), np.array([12, 24, 12, 24]), 0.1
     )
     micrograph = Micrograph(np.ones(shape), np.ones(shape, bool), PIXEL_A, 400.0, 0.0, 0.002)
-    start = start_field(micrograph, lattice, BTO, averages, hypothesis)
+    start = start_field(micrograph, lattice, BTO, averages, hypothesis, COARSEST)
     columns, field = start.columns, start.field
     position = field.to_detector(columns.anchor)
     held = columns.last >= columns.first

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qhrtem.grid import Grid, fft2
-from qhrtem.physics.multislice import propagator, transmission, transmit_propagate
+from qhrtem.physics.multislice import all_waves, propagator, transmission
 from qhrtem.physics.potential import PhaseKernels, Thermal
 from qhrtem.specimen.crystal import ColumnKind, Projection
 
@@ -94,22 +94,18 @@ def scattered(
     beams = torch.arange(-reach, reach + 1)
     frequency = torch.hypot(beams[:, None].double(), beams.double()) / WIDTH_A
     weight = torch.where(frequency <= SEEN, frequency, 0.0)
-    wave, out = torch.ones_like(gratings[0]), []
-    for grating in gratings.repeat(periods, 1, 1):
-        wave = transmit_propagate(wave, grating, step)
-        out.append((fft2(wave)[beams[:, None], beams] * weight / n**2).reshape(-1))
-    return torch.stack(out)
+    behind = all_waves(gratings, tuple(range(len(gratings))) * periods, step)[1:]
+    return (fft2(behind)[:, beams[:, None], beams] * weight / n**2).flatten(1)
 
 
 def _phases(projection: Projection, kind: ColumnKind, kernels: PhaseKernels) -> Tensor:
     """Return the phase (slices of a period, n, n) of a column in the middle of the grid of kernels."""
     z = np.array([site.z for site in kind.sites])
     group = np.array([site.group for site in kind.sites])
-    of_slice = np.floor((z - projection.origin) / projection.plane + 0.5 + 1e-6).astype(np.int64)
     index = np.array([kernels.species.index(g) for g in kind.groups])
     return kernels.phases(
         torch.as_tensor(WIDTH_A / 2 + kind.offset[group, ::-1].copy()),
-        torch.as_tensor(of_slice % projection.slices),
+        torch.as_tensor(projection.slice_of(z) % projection.slices),
         torch.as_tensor(index[group]),
         torch.ones(len(z), dtype=torch.float64),
         projection.slices,

@@ -98,8 +98,7 @@ class ColumnModel:
 
     def slice_of(self, z: Floats) -> Ints:
         """Return the number of the slice that holds depth z (Å)."""
-        p = self.projection
-        return np.floor((np.asarray(z) - p.origin) / p.plane + 0.5 + 1e-6).astype(np.int64)
+        return self.projection.slice_of(z)
 
     def element_counts(self) -> Ints:
         """Return atoms of each element of the projection, (C, E)."""

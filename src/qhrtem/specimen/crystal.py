@@ -8,7 +8,7 @@ from pathlib import Path
 
 import gemmi
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from qhrtem.errors import InputError, PlanError
 from qhrtem.physics.potential import Species
@@ -82,6 +82,10 @@ class Projection:
     def elements(self) -> tuple[str, ...]:
         """Elements present, sorted by symbol."""
         return tuple(sorted({g.element for k in self.kinds for g in k.groups}))
+
+    def slice_of(self, z: ArrayLike) -> NDArray[np.int64]:
+        """Return the number of the slice that holds depth z (Å)."""
+        return np.floor((np.asarray(z) - self.origin) / self.plane + 0.5 + 1e-6).astype(np.int64)
 
 
 def read_cif(path: str | Path) -> Crystal:

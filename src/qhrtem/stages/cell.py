@@ -92,7 +92,7 @@ class RepeatedCell:
                         offset = kind.offset[site.group] @ inverse
                         u = (kind.fractional[0] + offset[0] + i) / self.repeat[0]
                         v = (kind.fractional[1] + offset[1] + j) / self.repeat[1]
-                        n = math.floor((site.z + rise - p.origin) / p.plane + 0.5 + 1e-6) % p.slices
+                        n = int(p.slice_of(site.z + rise)) % p.slices
                         phase = torch.polar(torch.ones_like(h + k), -2 * math.pi * (h * u + k * v))
                         spectrum[n] += kernels[species.index(kind.groups[site.group])] * phase
         cells = self.grid.shape[0] * self.grid.shape[1]

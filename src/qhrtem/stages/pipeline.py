@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from qhrtem.calibrate.lattice import Lattice
 from qhrtem.errors import InputError, QualityError
 from qhrtem.model.micrograph import Micrograph, RawImage
+from qhrtem.model.sampling import sampling_of
 from qhrtem.model.twin import Twin
 from qhrtem.plan import Plan
 from qhrtem.specimen.crystal import Crystal, Projection, project
@@ -68,7 +69,8 @@ def fit_image(
         micrograph, lattice = calibrate(plan, raw, projection, parts)
         further = calibrated(plan, raw, micrograph, lattice, projection, parts)
         averages, hypotheses = imaging(plan, micrograph, lattice, projection, parts)
-        starts = [start_field(micrograph, lattice, projection, averages, h) for h in hypotheses]
+        sampling = sampling_of(projection, 1e3 * plan.microscope.high_tension_kV)
+        starts = [start_field(micrograph, lattice, projection, averages, h, sampling) for h in hypotheses]
         notes = (*crystal.notes, *micrograph.notes, *lattice.notes, *_assumed(plan, raw))
         placed: tuple[Placed, ...] = ()
         if len(starts[0].columns) > MOST_COLUMNS:

@@ -14,7 +14,7 @@ from qhrtem.calibrate.lattice import Lattice
 from qhrtem.model.forward import MARGIN_A, Field, make_field
 from qhrtem.model.micrograph import Micrograph, RawImage
 from qhrtem.model.microscope import INDEX, Microscope, nominal
-from qhrtem.model.sampling import sampling_of
+from qhrtem.model.sampling import Sampling
 from qhrtem.plan import MtfFormula, Plan
 from qhrtem.specimen.columns import ColumnModel, lattice_columns
 from qhrtem.specimen.crystal import Projection
@@ -95,17 +95,18 @@ def start_field(
     projection: Projection,
     averages: CellAverages,
     hypothesis: Hypothesis,
+    sampling: Sampling,
 ) -> Start:
     """Return the first model: every lattice site of the crystal filled to the thickness of its surroundings.
 
     Specimens are taken symmetric about a flat mid-plane; the counts stage finds which surface steps.
+    sampling: the coarsest that serves the crystal.
     """
     pixel = lattice.pixel_size_A
     plane = projection.plane
     reference = MID_PLANE_A + round(QUOTED_A / plane) * plane / 2
     spread = min(hypothesis.microscope.delocalisation(), 8.0)
     shape = (micrograph.intensity.shape[0], micrograph.intensity.shape[1])
-    sampling = sampling_of(projection, hypothesis.microscope.energy)
     margin = MARGIN_A + spread
     field = make_field(shape, pixel, reference, margin=margin, pivot_z=MID_PLANE_A, sampling=sampling)
     vectors = projection.vectors @ hypothesis.frame

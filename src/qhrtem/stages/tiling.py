@@ -122,14 +122,14 @@ def at_odds(pairs: list[tuple[Piece, Settled]]) -> list[int]:
     """
     projection = pairs[0][1].state.columns.projection
     sites = np.array([len(kind.sites) for kind in projection.kinds])
-    known = []
+    thickness = []
     for piece, fitted in pairs:
         columns = fitted.state.columns
         periods = (columns.last - columns.first + 1) / sites[columns.kind]
         seen = columns.occupied & piece.job.start.eligible
-        known.append(dict(zip(piece.index[seen].tolist(), periods[seen].tolist(), strict=True)))
+        thickness.append(dict(zip(piece.index[seen].tolist(), periods[seen].tolist(), strict=True)))
     out = set()
-    for (i, a), (j, b) in combinations(enumerate(known), 2):
+    for (i, a), (j, b) in combinations(enumerate(thickness), 2):
         apart = [a[c] - b[c] for c in a.keys() & b.keys()]
         if apart and abs(np.median(apart)) > 0.5:
             out |= {i, j}
